@@ -1,0 +1,259 @@
+"""Calibration: both models read the same texts once, and what a fit needs is summed up and kept on disk.
+
+Both sides read the same text, so positions are paired by shared characters (`text_warp`). Where the moments
+of all pairs of teacher layers fit into memory they are kept (`CrossMoments`), and then any layer map can be
+fitted without another pass; for large pairs the layer map is applied on the way in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import platformdirs
+import torch
+from einops import einsum, rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kvviz.align.aligner import PARTS, Part
+from kvviz.align.moments import CrossMoments, Moments, SplitMoments
+from kvviz.align.text import text_warp
+from kvviz.capture import capture
+from kvviz.geometry import Geometry
+from kvviz.pair import LoadedModel
+from kvviz.trace import Trace
+
+FORMAT = 1  # Part of every key: raise it when the meaning of the sums changes.
+CROSS_LIMIT = 256 * 2**20
+MEMORY_LIMIT = 8 * 2**30
+
+
+class CalibrationError(ValueError):
+    """Texts or a pair that cannot be calibrated; the message says why and what would work."""
+
+
+class CalibrationCancelled(Exception):
+    """The caller's stop event was set."""
+
+
+@dataclass(frozen=True)
+class CalibrationTexts:
+    """Disjoint texts: to fit on, to choose the regulariser on, to report on."""
+
+    fit: tuple[str, ...]
+    select: tuple[str, ...]
+    report: tuple[str, ...]
+
+    @classmethod
+    def bundled(cls, fit: int = 200, select: int = 40, report: int = 60) -> CalibrationTexts:
+        """Bundled problems; what is reported on comes from their held-out split."""
+        from kvviz.bundled.problems import problems
+
+        seen = [problem.text for problem in problems(fit + select, "train", seed=101)]
+        return cls(
+            tuple(seen[:fit]),
+            tuple(seen[fit:]),
+            tuple(problem.text for problem in problems(report, "heldout", seed=102)),
+        )
+
+    @classmethod
+    def split(cls, texts: Sequence[str]) -> CalibrationTexts:
+        """Somebody's own texts, dealt in turn: seven to fit on, one to select on, two to report on.
+
+        Raises:
+            CalibrationError: for fewer than ten texts that are not blank.
+        """
+        kept = [text for text in texts if text.strip()]
+        if len(kept) < 10:
+            raise CalibrationError(
+                f"{len(kept)} texts are too few to fit, select and report on: give at least 10, one a paragraph"
+            )
+        dealt: tuple[list[str], list[str], list[str]] = ([], [], [])
+        for index, text in enumerate(kept):
+            dealt[(0, 0, 0, 0, 1, 0, 2, 0, 0, 2)[index % 10]].append(text)
+        return cls(*(tuple(texts) for texts in dealt))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The moments of a pair for one key space, by part and by split.
+
+    `cross` says that they hold every pair of teacher layers; else `layer_matrix` is baked in.
+    """
+
+    splits: dict[Part, tuple[CrossMoments, ...] | tuple[Moments, ...]]
+    cross: bool
+
+    def under(self, layer_matrix: Tensor) -> dict[Part, SplitMoments]:
+        """Moments for a layer map. Baked-in moments (`cross` False) are returned as they are."""
+        return {
+            part: SplitMoments(*(m.under(layer_matrix) if isinstance(m, CrossMoments) else m for m in splits))
+            for part, splits in self.splits.items()
+        }
+
+
+def fits_cross(teacher: Geometry) -> bool:
+    """Whether the moments of all pairs of this teacher's layers stay within `CROSS_LIMIT` bytes a part."""
+    widest = max(teacher.heads_of(part) * teacher.dim_of(part) for part in PARTS)
+    return (teacher.layers * widest) ** 2 * 8 <= CROSS_LIMIT
+
+
+def memory_needed(teacher: Geometry, student: Geometry) -> int:
+    """Bytes the moments of a pair take, all parts and splits."""
+    layers = (1 if fits_cross(teacher) else student.layers) * 1.0
+    scale = teacher.layers**2 if fits_cross(teacher) else layers
+    return int(sum(3 * 8 * scale * (teacher.heads_of(part) * teacher.dim_of(part)) ** 2 for part in PARTS))
+
+
+def collect(
+    teacher: LoadedModel,
+    student: LoadedModel,
+    texts: CalibrationTexts,
+    key_space: str,
+    layer_matrix: Tensor,
+    *,
+    batch_size: int = 10,
+    progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Calibration:
+    """One streaming pass over the texts.
+
+    Args:
+        key_space: `pre_rope` or `post_rope`, the space keys and queries are taken in.
+        layer_matrix: `[L_s, L_t]`, used where cross-layer moments would not fit.
+        progress: called with texts done and texts in all.
+        stop: set it to give up between two batches.
+
+    Raises:
+        CalibrationError: where even the mapped moments exceed `MEMORY_LIMIT`.
+        CalibrationCancelled: when `stop` was set.
+    """
+    cross = fits_cross(teacher.geometry)
+    needed = memory_needed(teacher.geometry, student.geometry)
+    if needed > MEMORY_LIMIT:
+        raise CalibrationError(
+            f"the moments of this pair take {needed / 2**30:.1f} GiB, over the limit of {MEMORY_LIMIT / 2**30:.0f} GiB: "
+            "choose init uniform or random, or a teacher with fewer or narrower layers"
+        )
+    total = len(texts.fit) + len(texts.select) + len(texts.report)
+    done = 0
+    sums: dict[Part, list[CrossMoments | Moments]] = {part: [] for part in PARTS}
+    for split in (texts.fit, texts.select, texts.report):
+        running: dict[Part, CrossMoments | Moments] = {}
+        for start in range(0, len(split), batch_size):
+            if stop is not None and stop.is_set():
+                raise CalibrationCancelled
+            batch = list(split[start : start + batch_size])
+            for part, moments in _batch_moments(
+                teacher, student, batch, key_space, None if cross else layer_matrix
+            ):
+                running[part] = running[part] + moments if part in running else moments  # type: ignore[operator]
+            done += len(batch)
+            if progress is not None:
+                progress(done, total)
+        for part in PARTS:
+            sums[part].append(running[part])
+    return Calibration({part: tuple(sums[part]) for part in PARTS}, cross)  # type: ignore[misc]
+
+
+def states(trace: Trace, part: Part, key_space: str) -> Tensor:
+    """A trace's q, k or v `[batch, layer, head, position, dim]` in a key space (values know no rotation)."""
+    if part == "v":
+        return trace.v
+    return trace.queries(key_space) if part == "q" else trace.keys(key_space)
+
+
+def _batch_moments(
+    teacher: LoadedModel, student: LoadedModel, batch: list[str], key_space: str, layer_matrix: Tensor | None
+):
+    trace_t, trace_s = capture(teacher, batch), capture(student, batch)
+    warp = text_warp(trace_t.offsets, trace_t.attention_mask, trace_s.offsets, trace_s.attention_mask)
+    valid = trace_s.attention_mask
+    for part in PARTS:
+        x = warp.apply(states(trace_t, part, key_space).float())
+        if layer_matrix is not None:
+            x = einsum(
+                x,
+                layer_matrix.to(x),
+                "batch teacher_layer head position dim, student_layer teacher_layer "
+                "-> batch student_layer head position dim",
+            )
+        y = states(trace_s, part, key_space).float().to(x.device)
+        rows = [
+            rearrange(z, "batch layer head position dim -> batch position layer (head dim)")[
+                valid.to(z.device)
+            ]
+            for z in (x, y)
+        ]
+        paired = [rearrange(z, "position layer channel -> layer position channel") for z in rows]
+        yield part, (CrossMoments if layer_matrix is None else Moments).of(*paired)
+
+
+def cache_folder() -> Path:
+    """Where calibrations are kept: `KVVIZ_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("KVVIZ_CACHE") or platformdirs.user_cache_dir("kvviz")) / "calibration"
+
+
+def calibration_key(
+    teacher: LoadedModel, student: LoadedModel, texts: CalibrationTexts, key_space: str, layer_matrix: Tensor
+) -> str:
+    """A name for everything the sums depend on: weights, texts, key space and, where baked in, the layer map."""
+    parts = {
+        "format": FORMAT,
+        "teacher": [teacher.fingerprint, str(teacher.dtype)],
+        "student": [student.fingerprint, str(student.dtype)],
+        "texts": [texts.fit, texts.select, texts.report],
+        "key_space": key_space,
+        "layer_matrix": None if fits_cross(teacher.geometry) else layer_matrix.tolist(),
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def load(key: str) -> Calibration | None:
+    """A calibration kept under this key, or None. A file that cannot be read is no calibration: it is removed."""
+    path = cache_folder() / f"{key}.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            cross = file.metadata()["cross"] == "1"
+            kind = CrossMoments if cross else Moments
+            splits = {
+                part: tuple(
+                    kind(*(file.get_tensor(f"{part}.{split}.{field.name}") for field in fields(kind)))
+                    for split in range(3)
+                )
+                for part in PARTS
+            }
+    except (SafetensorError, KeyError, OSError):
+        # A write that was cut short by a full disk, say: the texts can be read again.
+        path.unlink(missing_ok=True)
+        return None
+    return Calibration(splits, cross)  # type: ignore[arg-type]
+
+
+def save(key: str, calibration: Calibration) -> None:
+    """Keep a calibration; other processes see the whole file or none."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{part}.{split}.{field.name}": getattr(moments, field.name).cpu().contiguous()
+        for part, splits in calibration.splits.items()
+        for split, moments in enumerate(splits)
+        for field in fields(moments)
+    }
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as partial:
+        temporary = Path(partial.name)
+    try:
+        save_file(tensors, temporary, metadata={"cross": "1" if calibration.cross else "0"})
+        temporary.replace(folder / f"{key}.safetensors")
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""What a head mixer does: whom each student head reads, how many teacher heads that is, who is never read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvviz.align.aligner import Projector
+from kvviz.align.flat import FlatProjector
+from kvviz.align.heads import HeadwiseMapProjector
+
+DEAD_SHARE = 0.02  # A teacher head under this share of every student head's weight counts as dead.
+
+
+@dataclass(frozen=True, eq=False)
+class Mixer:
+    """One part's mixer at one student layer.
+
+    weights: `[H_s, H_t]`, signed for structured and identity; for flat, each block's Frobenius norm.
+    row_sums: `[H_s]`. effective: `[H_s]`, exp of the entropy of |weights| normalised: how many teacher heads a
+    student head reads. dead_teacher, dead_student: heads that nobody reads, and that read nobody.
+    singular_values: name → descending values of the dim projection (one for each student head where it has its own).
+    """
+
+    weights: Tensor
+    row_sums: Tensor
+    effective: Tensor
+    dead_teacher: list[int]
+    dead_student: list[int]
+    singular_values: dict[str, Tensor]
+
+
+def head_weights(projector: Projector, layer: int) -> Tensor:
+    """`[H_s, H_t]`: the mixer itself, or for a flat map the Frobenius norm of each (student, teacher) head block."""
+    if isinstance(projector, FlatProjector):
+        dense = _at(projector.dense().detach(), layer, 4)
+        return torch.linalg.matrix_norm(dense.permute(0, 2, 1, 3))
+    return _at(projector.head_mixer.detach(), layer, 2)
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """|weights| with rows summing to 1; a row of zeros stays zero."""
+    magnitude = weights.abs()
+    total = magnitude.sum(-1, keepdim=True)
+    return torch.where(total > 0, magnitude / torch.where(total > 0, total, 1.0), 0.0)
+
+
+def describe_mixer(projector: Projector, layer: int) -> Mixer:
+    """Everything the Head mixers page shows of one part at one student layer.
+
+    Raises:
+        ValueError: for an elastic flat projector, which is not linear.
+    """
+    weights = head_weights(projector, layer)
+    share = normalised(weights)
+    entropy = -torch.special.xlogy(share, share).sum(-1)
+    return Mixer(
+        weights=weights,
+        row_sums=weights.sum(-1),
+        effective=torch.where(share.sum(-1) > 0, entropy.exp(), 0.0),
+        dead_teacher=(share.amax(0) < DEAD_SHARE).nonzero().flatten().tolist(),
+        dead_student=(share.sum(-1) == 0).nonzero().flatten().tolist(),
+        singular_values=_singular_values(projector, layer),
+    )
+
+
+def _singular_values(projector: Projector, layer: int) -> dict[str, Tensor]:
+    if isinstance(projector, FlatProjector):
+        weight = projector.projector.weight.detach()
+        return {"whole map": torch.linalg.svdvals(_at(weight, layer, 2))}
+    if not isinstance(projector, HeadwiseMapProjector):
+        return {"all heads": torch.ones(min(projector.D_s, projector.D_t))}
+    if projector.share_dim_proj:
+        return {"all heads": torch.linalg.svdvals(_at(projector.dim_proj.detach(), layer, 2))}
+    matrices = _at(projector.dim_proj.detach(), layer, 3)
+    return {f"head {head}": torch.linalg.svdvals(matrix) for head, matrix in enumerate(matrices)}
+
+
+def _at(parameter: Tensor, layer: int, own_axes: int) -> Tensor:
+    """A parameter's value at a layer: it has a leading layer axis only where layers do not share."""
+    return parameter if parameter.ndim == own_axes else parameter[layer]
