@@ -49,19 +49,28 @@ LOSE = (
     ("{He} gives {n} {things} to {Friend}.", "{He} keeps {sum} {things}."),
     ("On the way home {he} loses {n} {things}.", "That leaves {sum} {things}."),
     ("{He} sells {n} {things} on {day}.", "After the sale {he} has {sum} {things}."),
-    ("It turns out that {n} {things} are broken, so {he} throws them away.", "{sum} {things} are still good."),
+    (
+        "It turns out that {n} {things} are broken, so {he} throws them away.",
+        "{sum} {things} are still good.",
+    ),
     ("{Friend} borrows {n} of the {things} and keeps them.", "Without those there are {sum} {things}."),
     ("{He} leaves {n} {things} at the {place}.", "{He} still has {sum} {things}."),
 )
 TIMES = (
     ("After a lucky trade {he} has {n} times as many {things}.", "The trade gives {him} {sum} {things}."),
-    ("By {day} the number of {things} has grown to {n} times as many.", "The number grows to {sum} {things}."),
+    (
+        "By {day} the number of {things} has grown to {n} times as many.",
+        "The number grows to {sum} {things}.",
+    ),
     ("{Friend} helps, and soon there are {n} times as many {things}.", "With help there are {sum} {things}."),
 )
 DIVIDE = (
     ("{He} splits the {things} equally into {n} piles and keeps one pile.", "One pile has {sum} {things}."),
     ("{He} shares all the {things} equally in a group of {n} people.", "{His} own share is {sum} {things}."),
-    ("A storm comes, and only one in every {n} of the {things} is saved.", "The storm leaves {sum} {things}."),
+    (
+        "A storm comes, and only one in every {n} of the {things} is saved.",
+        "The storm leaves {sum} {things}.",
+    ),
 )
 # Two steps: {k} equal portions of {n}, then added or taken away.
 GAIN_EACH = (
@@ -98,8 +107,14 @@ PLAIN_ENDS = (
     "How many {things} are left for {Name}?",
     "What is the number of {things} {Name} has now?",
 )
-PRICE = ("{He} sells every one of them for {n} dollars. How many dollars does {he} get?", "The sale brings {sum} dollars.")
-PACK = ("{He} packs them all with {n} in each of the {boxes}. How many {boxes} are needed?", "{Name} needs {sum} {boxes}.")
+PRICE = (
+    "{He} sells every one of them for {n} dollars. How many dollars does {he} get?",
+    "The sale brings {sum} dollars.",
+)
+PACK = (
+    "{He} packs them all with {n} in each of the {boxes}. How many {boxes} are needed?",
+    "{Name} needs {sum} {boxes}.",
+)
 NEED = (
     "{He} wants to have {n} {things}. How many more {things} does {he} need?",
     "{Name} still needs {sum} {things}.",
@@ -216,7 +231,9 @@ class _Story:
         self.sentences.append(texts[0].format(n=n, **words))
         self.steps.append(texts[1].format(sum=spelled, **words))
 
-    def two(self, texts: tuple[str, str, str], part: tuple[int, str, int], sign: str, n: int, k: int = 0) -> None:
+    def two(
+        self, texts: tuple[str, str, str], part: tuple[int, str, int], sign: str, n: int, k: int = 0
+    ) -> None:
         """An event of two steps: the `part` is computed first, then joined to the running number by `sign`."""
         words = self.fresh()
         partial, product = self.calculate(*part)

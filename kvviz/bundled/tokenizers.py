@@ -1,8 +1,9 @@
 """Two byte-level BPE tokenizers that cut the same text differently.
 
 Both keep every digit a token of its own (arithmetic is then spelled the same way wherever a number stands) and both
-encode any unicode, byte by byte where need be. The teacher's has room for whole words of the stories; the
-student's is small and cuts most words in two or three.
+encode any unicode, byte by byte where need be. The teacher's is small: it cuts many words in two or three and the space
+before a number is a token of its own. The student's has room for whole words and takes that space into the digit after
+it, so the student reads the same text in fewer tokens.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 Role = Literal["teacher", "student"]
-VOCAB_SIZE = {"teacher": 1024, "student": 448}
+VOCAB_SIZE = {"teacher": 640, "student": 1024}
+DIGIT = {"teacher": r"\p{N}", "student": r" ?\p{N}"}
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
@@ -27,7 +29,7 @@ def build_tokenizer(role: Role, texts: Iterable[str], max_length: int) -> PreTra
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{N}"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(DIGIT[role]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
@@ -43,7 +45,9 @@ def build_tokenizer(role: Role, texts: Iterable[str], max_length: int) -> PreTra
         [
             processors.ByteLevel(trim_offsets=False),
             processors.TemplateProcessing(
-                single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+                single=f"{BOS} $A",
+                pair=f"{BOS} $A {BOS} $B",
+                special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
             ),
         ]
     )
