@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -270,17 +270,26 @@ class AlignmentConfig(BaseModel):
         loss = {key.removeprefix("loss."): value for key, value in query.items() if key.startswith("loss.")}
         if loss:
             values["loss_config"] = loss
-        ignored: list[str] = []
-        while True:
-            try:
-                return cls.model_validate(values), ignored
-            except ValidationError as error:
-                for detail in error.errors():
-                    ignored.append(_explain(cls, detail))
-                    field = str(detail["loc"][0]) if detail["loc"] else "layer_mapping_strategy"
-                    if not detail["loc"] and "_map:" in detail["msg"]:
-                        field = "alpha_map" if "alpha_map:" in detail["msg"] else "ratio_map"
-                    values.pop(field, None)
+        return tolerant(cls, values)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def tolerant(model: type[M], values: Mapping[str, Any]) -> tuple[M, list[str]]:
+    """Build a model from values nobody checked: a field that cannot be used falls back to its default and is named."""
+    values, ignored = dict(values), []
+    while True:
+        try:
+            return model.model_validate(values), ignored
+        except ValidationError as error:
+            for detail in error.errors():
+                ignored.append(_explain(model, detail))
+                # A rule between fields names the one to drop at the beginning of its message.
+                named = str(detail["msg"]).removeprefix("Value error, ").partition(":")[0]
+                field = str(detail["loc"][0]) if detail["loc"] else named
+                if values.pop(field, None) is None:
+                    raise  # Nothing left to drop: the defaults themselves are wrong.
 
 
 def _explain(model: type[BaseModel], detail: Any) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from kvviz.align.aligner import MapProjectionAligner, Part, time_warper
+from kvviz.align.aligner import PARTS, MapProjectionAligner, Part, time_warper
 from kvviz.align.calibrate import states
 from kvviz.align.fit import FitReport, fit_aligner, score_projector
 from kvviz.align.layers import cka_map, layer_map, linear_cka
@@ -47,6 +48,12 @@ class Alignment:
         if part == "v" or self.key_space == "post_rope" or self.trace_s.rope is None:
             return x
         return self.trace_s.rope.rotate(x)
+
+    @cached_property
+    def projected(self) -> Trace:
+        """The aligned teacher as if the student had run it: its q, k, v under the student's masks and scaling."""
+        q, k, v = (self.cached(part) for part in PARTS)
+        return replace(self.trace_s, q=q, k=k, v=v)
 
 
 def resolve_key_space(config: AlignmentConfig, teacher: Trace, student: Trace) -> str:

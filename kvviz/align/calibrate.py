@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import platformdirs
-import torch
 from einops import einsum, rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -82,7 +81,7 @@ class CalibrationTexts:
         return cls(*(tuple(texts) for texts in dealt))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """The moments of a pair for one key space, by part and by split.
 

@@ -1,0 +1,1 @@
+"""The Streamlit shell around `kvviz`: what is shown, where it is kept, how it is asked for."""

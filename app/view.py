@@ -1,0 +1,118 @@
+"""View: all that decides what a page shows, in one frozen object; the address bar holds it.
+
+The widgets never keep state of their own. A change goes through `update`, which replaces the view in the
+session; every run then draws the widgets from the view and writes the view into the address bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import streamlit as st
+from pydantic import BaseModel, ConfigDict, Field
+
+from kvviz.align.aligner import Part
+from kvviz.config import AlignmentConfig, tolerant
+from kvviz.pair import Device, Dtype, ModelSpec
+
+SPELLED_LIMIT = 4000  # Characters of a text that still fit into an address people can send around.
+Metric = Literal["relative_error", "cosine", "r2", "norm_ratio"]
+
+
+class View(BaseModel):
+    """The pair, the prompt, the selection and the alignment. Frozen: equal views show equal pictures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str = Field("bundled:teacher", max_length=500)
+    teacher_revision: str = Field("", max_length=200)
+    teacher_dtype: Dtype = "auto"
+    teacher_device: Device = "auto"
+    student: str = Field("bundled:student", max_length=500)
+    student_revision: str = Field("", max_length=200)
+    student_dtype: Dtype = "auto"
+    student_device: Device = "auto"
+
+    source: Literal["example", "own"] = "example"
+    example: int = Field(0, ge=0, lt=24)
+    text: str = ""
+    student_reads: Literal["same", "brief", "own"] = "same"
+    student_text: str = ""
+    segments: str = ""
+    student_segments: str = ""
+
+    part: Part = "k"
+    layer: int = Field(0, ge=0)
+    head: int = Field(0, ge=0)
+    token: int | None = Field(None, ge=0)
+    metric: Metric = "relative_error"
+
+    alignment: AlignmentConfig = AlignmentConfig()
+
+    def spec(self, role: Literal["teacher", "student"]) -> ModelSpec:
+        """Which model a side loads."""
+        return ModelSpec(
+            path=getattr(self, role).strip(),
+            revision=getattr(self, f"{role}_revision").strip() or None,
+            dtype=getattr(self, f"{role}_dtype"),
+            device=getattr(self, f"{role}_device"),
+        )
+
+    @property
+    def bundled(self) -> bool:
+        return self.teacher == "bundled:teacher" and self.student == "bundled:student"
+
+    def to_query(self) -> dict[str, str]:
+        """The address bar's spelling: what differs from the default. Texts over SPELLED_LIMIT stay in the session."""
+        values = self.model_dump(exclude={"alignment"}, exclude_defaults=True)
+        return {
+            name: str(value) for name, value in values.items() if len(str(value)) <= SPELLED_LIMIT
+        } | self.alignment.to_query()
+
+    def unspelled(self) -> list[str]:
+        """Texts too long for the address bar."""
+        return [name for name in ("text", "student_text") if len(getattr(self, name)) > SPELLED_LIMIT]
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, str]) -> tuple[View, list[str]]:
+        """Read an address; each field that makes no sense falls back to its default and is named."""
+        fields = set(cls.model_fields) - {"alignment"}
+        alignment, ignored = AlignmentConfig.from_query(query)
+        view, more = tolerant(cls, {name: query[name] for name in fields if name in query})
+        known = fields | set(AlignmentConfig.model_fields) | {"init_uniform"}
+        unknown = [name for name in query if name not in known and not name.startswith("loss.")]
+        ignored += more + [f"{name}: unknown, it was ignored" for name in unknown]
+        return view.model_copy(update={"alignment": alignment}), ignored
+
+
+def current() -> View:
+    """The session's view."""
+    return st.session_state["view"]
+
+
+def update(**changes: Any) -> None:
+    """Replace fields of the view, or of its alignment, in a widget's callback: names say which."""
+    view = current()
+    alignment = {name: value for name, value in changes.items() if name in AlignmentConfig.model_fields}
+    if alignment:
+        changes = {name: value for name, value in changes.items() if name not in alignment}
+        changes["alignment"] = AlignmentConfig.parse(view.alignment.model_dump() | alignment)
+    st.session_state["view"] = View.model_validate(view.model_dump() | changes)
+
+
+def synchronise() -> list[str]:
+    """Read the address bar when it was changed from outside, else write the view into it.
+
+    A new session and an edited address are read; a page switch arrives with an empty address and is written to.
+    Returns one message for each field of the address that was ignored.
+    """
+    address = st.query_params.to_dict()
+    written = st.session_state.get("address")
+    if "view" not in st.session_state or (address and address != written):
+        st.session_state["view"], st.session_state["ignored"] = View.from_query(address)
+    query = current().to_query()
+    if query != address:
+        st.query_params.from_dict(query)
+    st.session_state["address"] = query
+    return st.session_state.get("ignored", [])

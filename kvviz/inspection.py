@@ -1,0 +1,239 @@
+"""Inspection: one pair, one text, one configuration, and every figure of it, computed when it is first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from kvviz.align.aligner import PARTS, MapProjectionAligner, Part
+from kvviz.align.alignment import (
+    Alignment,
+    align,
+    layer_similarity,
+    make_aligner,
+    resolve_key_space,
+    resolve_layer_map,
+    resolve_warp,
+)
+from kvviz.align.calibrate import Calibration
+from kvviz.align.fit import FitReport
+from kvviz.align.warp import Warp
+from kvviz.capture import capture
+from kvviz.config import AlignmentConfig
+from kvviz.diagnostics.attention import AttentionDifference, attention_difference
+from kvviz.diagnostics.errors import HeadErrors, head_errors
+from kvviz.geometry import Geometry
+from kvviz.pair import LoadedModel
+from kvviz.segments import Segment, match_segments, split_text, token_segments
+from kvviz.trace import Trace
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the two models read, and how it falls into segments.
+
+    student_text: the student's own, shorter text; None when both read the same. Segments left out are found
+    in the text.
+    """
+
+    text: str
+    student_text: str | None = None
+    segments: tuple[Segment, ...] | None = None
+    student_segments: tuple[Segment, ...] | None = None
+
+    @property
+    def same_text(self) -> bool:
+        return self.student_text is None or self.student_text == self.text
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Both models' traces of one prompt, and which segment each token belongs to.
+
+    ids_t `[1, T_t]`, ids_s `[1, T_s]`: equal ids correspond. names: of each id, as the teacher's segment is called.
+    """
+
+    prompt: Prompt
+    trace_t: Trace
+    trace_s: Trace
+    segments_t: tuple[Segment, ...]
+    segments_s: tuple[Segment, ...]
+    ids_t: Tensor
+    ids_s: Tensor
+    names: dict[int, str]
+
+
+def read(teacher: LoadedModel, student: LoadedModel, prompt: Prompt) -> Reading:
+    """Capture both models on a prompt.
+
+    Raises:
+        PromptError: for a text that is empty or longer than a model's context.
+    """
+    student_text = prompt.text if prompt.student_text is None else prompt.student_text
+    trace_t, trace_s = capture(teacher, [prompt.text]), capture(student, [student_text])
+    return with_segments(trace_t, trace_s, prompt)
+
+
+def with_segments(trace_t: Trace, trace_s: Trace, prompt: Prompt) -> Reading:
+    """A reading from traces already captured: only the segments are looked at anew."""
+    segments_t = prompt.segments or tuple(split_text(prompt.text))
+    if prompt.same_text:
+        segments_s = segments_t
+    else:
+        segments_s = prompt.student_segments or tuple(split_text(prompt.student_text or ""))
+    shared_t, shared_s = match_segments(segments_t, segments_s)
+    names = {shared: segment.name for shared, segment in zip(shared_s, segments_s, strict=True)}
+    names |= {
+        shared: segment.name for shared, segment in reversed(list(zip(shared_t, segments_t, strict=True)))
+    }
+    return Reading(
+        prompt=prompt,
+        trace_t=trace_t,
+        trace_s=trace_s,
+        segments_t=segments_t,
+        segments_s=segments_s,
+        ids_t=_token_ids(trace_t, segments_t, shared_t),
+        ids_s=_token_ids(trace_s, segments_s, shared_s),
+        names=names,
+    )
+
+
+def _token_ids(trace: Trace, segments: tuple[Segment, ...], shared: list[int]) -> Tensor:
+    if trace.offsets is None:
+        raise ValueError("a trace captured from token ids has no characters to find segments by")
+    own = token_segments(segments, trace.offsets[0], trace.attention_mask[0])
+    return torch.where(own >= 0, torch.tensor(shared)[own.clamp_min(0)], -1)[None]
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """Everything the pages and `kvviz profile` show. Nothing is computed before it is read.
+
+    calibration: what fitted projectors and held-out scores need; None where the pair is not calibrated.
+    """
+
+    reading: Reading
+    config: AlignmentConfig
+    calibration: Calibration | None = None
+
+    @property
+    def teacher(self) -> Geometry:
+        return self.reading.trace_t.geometry
+
+    @property
+    def student(self) -> Geometry:
+        return self.reading.trace_s.geometry
+
+    @cached_property
+    def key_space(self) -> str:
+        return resolve_key_space(self.config, self.reading.trace_t, self.reading.trace_s)
+
+    @cached_property
+    def warp(self) -> Warp:
+        reading = self.reading
+        return resolve_warp(
+            self.config,
+            reading.trace_t,
+            reading.trace_s,
+            reading.ids_t,
+            reading.ids_s,
+            reading.prompt.same_text,
+        )
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        """Linear CKA of keys on this text, `[L_s, L_t]`."""
+        return layer_similarity(self.reading.trace_t, self.reading.trace_s, self.warp, self.key_space)
+
+    @cached_property
+    def layer_matrix(self) -> Tensor:
+        needs_text = self.config.layer_mapping_strategy == "cka"
+        return resolve_layer_map(
+            self.config, self.teacher, self.student, self.similarity if needs_text else None
+        )
+
+    @cached_property
+    def made(self) -> tuple[MapProjectionAligner, FitReport | None]:
+        return _made(
+            self.calibration, self.teacher, self.student, _fit_fields(self.config), _rows(self.layer_matrix)
+        )
+
+    @property
+    def aligner(self) -> MapProjectionAligner:
+        return self.made[0]
+
+    @property
+    def fit_report(self) -> FitReport | None:
+        """Held-out scores; None where the pair is not calibrated."""
+        return self.made[1]
+
+    @cached_property
+    def alignment(self) -> Alignment:
+        return self._align(self.aligner, self.config)
+
+    @cached_property
+    def baseline(self) -> Alignment:
+        """The identity on the same text: same layers, same time, no parameters."""
+        config = self.config.model_copy(update={"kv_projection_mode": "identity"})
+        aligner, _ = make_aligner(self.teacher, self.student, config, self.layer_matrix, None)
+        return self._align(aligner, config)
+
+    def _align(self, aligner: MapProjectionAligner, config: AlignmentConfig) -> Alignment:
+        return align(self.reading.trace_t, self.reading.trace_s, aligner, self.warp, config, self.key_space)
+
+    @cached_property
+    def errors(self) -> dict[Part, HeadErrors]:
+        return self._errors(self.alignment)
+
+    @cached_property
+    def baseline_errors(self) -> dict[Part, HeadErrors]:
+        return self._errors(self.baseline)
+
+    def _errors(self, alignment: Alignment) -> dict[Part, HeadErrors]:
+        valid = self.reading.trace_s.attention_mask
+        return {part: head_errors(alignment.aligned[part], alignment.student[part], valid) for part in PARTS}
+
+    @cached_property
+    def attention(self) -> AttentionDifference:
+        return attention_difference(self.alignment)
+
+    @cached_property
+    def baseline_attention(self) -> AttentionDifference:
+        return attention_difference(self.baseline)
+
+    def held_out(self, **changes) -> FitReport | None:
+        """Held-out scores of another configuration on the same calibration, such as `kv_projection_mode="flat"`."""
+        if self.calibration is None:
+            return None
+        config = self.config.model_copy(update=changes)
+        return _made(
+            self.calibration, self.teacher, self.student, _fit_fields(config), _rows(self.layer_matrix)
+        )[1]
+
+
+FIT_FIELDS = ("kv_projection_mode", "init", "share_dim_proj", "share_layers", "offset", "flat_kind", "seed")
+
+
+def _fit_fields(config: AlignmentConfig) -> AlignmentConfig:
+    """Only what the projectors depend on, so that moving a time slider does not fit them again."""
+    return AlignmentConfig(**config.model_dump(include=set(FIT_FIELDS)))
+
+
+def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
+
+
+@lru_cache(maxsize=32)
+def _made(
+    calibration: Calibration | None,
+    teacher: Geometry,
+    student: Geometry,
+    config: AlignmentConfig,
+    layer_rows: tuple[tuple[float, ...], ...],
+) -> tuple[MapProjectionAligner, FitReport | None]:
+    layer_matrix = torch.tensor(layer_rows)
+    moments = None if calibration is None else calibration.under(layer_matrix)
+    return make_aligner(teacher, student, config, layer_matrix, moments)
