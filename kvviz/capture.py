@@ -11,17 +11,25 @@ from torch import Tensor
 
 from kvviz import intercept
 from kvviz.checkup import rotary_pair
-from kvviz.errors import ExplainedError
+from kvviz.errors import PromptError
 from kvviz.intercept import Call, Recorder, recording, run_backbone
 from kvviz.pair import LoadedModel
 from kvviz.rope import Rope
 from kvviz.trace import Trace
 
+__all__ = [
+    "Encoding",
+    "PromptError",
+    "attention_agreement",
+    "attention_difference",
+    "capture",
+    "capture_ids",
+    "encode",
+    "positions_of",
+    "trace_of",
+]
+
 CHARACTERS_PER_TOKEN = 40  # no tokenizer packs more into a token on average: beyond, a text is refused unread
-
-
-class PromptError(ExplainedError):
-    """A text that a model cannot read, in words: `what` happened, `why`, and what to `do`."""
 
 
 @dataclass

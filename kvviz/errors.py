@@ -17,6 +17,20 @@ class ExplainedError(ValueError):
         self.do = do
 
 
+class ModelError(ExplainedError):
+    """A model that cannot be used."""
+
+
+class PromptError(ExplainedError):
+    """A text that a model cannot read."""
+
+
+def sentence(error: BaseException | str, limit: int = 300) -> str:
+    """An error's first line as a sentence, for `why`."""
+    text = shorten(error, limit) if isinstance(error, BaseException) else error
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
+
+
 def shorten(error: BaseException, limit: int = 300) -> str:
     """The first line of a library's error, cut to a length a page has room for."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

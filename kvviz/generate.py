@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from kvviz.capture import PromptError, encode
+from kvviz.capture import encode
+from kvviz.errors import PromptError
 from kvviz.pair import LoadedModel
 
 
