@@ -245,7 +245,8 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """x at length 1 along its last axis, in at least float32, and where it has no length (there it stays 0)."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / length.clamp(min=torch.finfo(x.dtype).tiny), length.squeeze(-1) == 0
+    # A zero vector is divided by 1, not by something tiny, which would send its gradient to infinity.
+    return x / length.masked_fill(length == 0, 1.0), length.squeeze(-1) == 0
 
 
 def _scales(scaling: float | Sequence[float] | None, L: int, D: int) -> list[float]:
