@@ -52,7 +52,7 @@ class CalibrationTexts:
     report: tuple[str, ...]
 
     @classmethod
-    def bundled(cls, fit: int = 200, select: int = 40, report: int = 60) -> CalibrationTexts:
+    def bundled(cls, fit: int = 160, select: int = 40, report: int = 60) -> CalibrationTexts:
         """Bundled problems; what is reported on comes from their held-out split."""
         from kvviz.bundled.problems import problems
 

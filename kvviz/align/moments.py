@@ -31,14 +31,15 @@ class Moments:
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Moments:
         """Of paired positions: x `[layer, position, n]` (already layer-mapped), y `[layer, position, m]`."""
-        x, y = x.double(), y.double()
+        x_mean, y_mean = x.double().mean(1), y.double().mean(1)
+        xx, xy = _products(x, x, x_mean, x_mean), _products(x, y, x_mean, y_mean)
         return cls(
             count=torch.tensor(float(x.shape[1]), dtype=torch.float64, device=x.device),
-            x_sum=reduce(x, "layer position n -> layer n", "sum"),
-            y_sum=reduce(y, "layer position m -> layer m", "sum"),
-            xx=x.mT @ x,
-            xy=x.mT @ y,
-            yy=reduce(y.square(), "layer position m -> layer m", "sum"),
+            x_sum=x_mean * x.shape[1],
+            y_sum=y_mean * y.shape[1],
+            xx=xx,
+            xy=xy,
+            yy=reduce(y.double().square(), "layer position m -> layer m", "sum"),
         )
 
     def __add__(self, other: Moments) -> Moments:
@@ -63,26 +64,28 @@ class CrossMoments:
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> CrossMoments:
         """Of paired positions: x `[teacher_layer, position, n]`, y `[student_layer, position, m]`."""
-        flat_x = rearrange(x.double(), "layer position n -> position (layer n)")
-        flat_y = rearrange(y.double(), "layer position m -> position (layer m)")
+        both = Moments.of(
+            rearrange(x, "layer position n -> 1 position (layer n)"),
+            rearrange(y, "layer position m -> 1 position (layer m)"),
+        )
         teacher, student = {"teacher_layer": x.shape[0]}, {"student_layer": y.shape[0]}
         return cls(
-            count=torch.tensor(float(x.shape[1]), dtype=torch.float64, device=x.device),
-            x_sum=rearrange(flat_x.sum(0), "(teacher_layer n) -> teacher_layer n", **teacher),
-            y_sum=rearrange(flat_y.sum(0), "(student_layer m) -> student_layer m", **student),
+            count=both.count,
+            x_sum=rearrange(both.x_sum, "1 (teacher_layer n) -> teacher_layer n", **teacher),
+            y_sum=rearrange(both.y_sum, "1 (student_layer m) -> student_layer m", **student),
             xx=rearrange(
-                flat_x.mT @ flat_x,
-                "(teacher_layer n) (other_layer o) -> teacher_layer n other_layer o",
+                both.xx,
+                "1 (teacher_layer n) (other_layer o) -> teacher_layer n other_layer o",
                 **teacher,
                 other_layer=x.shape[0],
             ),
             xy=rearrange(
-                flat_x.mT @ flat_y,
-                "(teacher_layer n) (student_layer m) -> teacher_layer n student_layer m",
+                both.xy,
+                "1 (teacher_layer n) (student_layer m) -> teacher_layer n student_layer m",
                 **teacher,
                 **student,
             ),
-            yy=rearrange(flat_y.square().sum(0), "(student_layer m) -> student_layer m", **student),
+            yy=rearrange(both.yy, "1 (student_layer m) -> student_layer m", **student),
         )
 
     def __add__(self, other: CrossMoments) -> CrossMoments:
@@ -114,3 +117,17 @@ class SplitMoments:
     fit: Moments
     select: Moments
     report: Moments
+
+
+def _products(a: Tensor, b: Tensor, a_mean: Tensor, b_mean: Tensor) -> Tensor:
+    """AᵀB in float64 at the price of float32: the large part, the means, is added back exactly."""
+    centred_a = (a - a_mean[:, None].to(a)).float()
+    centred_b = centred_a if a is b else (b - b_mean[:, None].to(b)).float()
+    rest_a, rest_b = a.double().sum(1) - a.shape[1] * a_mean.to(a).double(), b.double().sum(1) - b.shape[1] * b_mean.to(b).double()
+    mean_a, mean_b = a_mean.to(a).double(), b_mean.to(b).double()
+    return (
+        (centred_a.mT @ centred_b).double()
+        + einsum(mean_a, rest_b, "layer n, layer m -> layer n m")
+        + einsum(rest_a, mean_b, "layer n, layer m -> layer n m")
+        + a.shape[1] * einsum(mean_a, mean_b, "layer n, layer m -> layer n m")
+    )

@@ -1,0 +1,37 @@
+"""Entry point: `python -m streamlit run app/main.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # `streamlit run` puts only this folder on the path.
+    sys.path.insert(0, str(ROOT))
+
+import streamlit as st  # noqa: E402
+
+from app import sidebar, view  # noqa: E402
+
+st.set_page_config(page_title="kvviz", page_icon=":material/grid_on:", layout="wide")
+
+PAGES = [
+    ("overview", "Overview", ":material/dashboard:"),
+    ("layers", "Layers", ":material/layers:"),
+    ("segments", "Segments", ":material/segment:"),
+    ("heads", "Head mixers", ":material/hub:"),
+    ("errors", "K/V errors", ":material/error_med:"),
+    ("attention", "Attention KL", ":material/visibility:"),
+]
+
+page = st.navigation(
+    [
+        st.Page(
+            ROOT / "pages" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "overview"
+        )
+        for name, title, icon in PAGES
+    ]
+)
+view.synchronise()
+sidebar.draw()
+page.run()

@@ -1,0 +1,189 @@
+"""What every page begins with: the heading, the pair, the text, and the inspection; or a message in their place."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import streamlit as st
+
+from app import resources
+from app.view import View, current, update
+from kvviz import bundled
+from kvviz.align import calibrate
+from kvviz.align.calibrate import CalibrationError, CalibrationTexts
+from kvviz.config import ConfigError
+from kvviz.errors import ExplainedError
+from kvviz.figures.theme import Theme
+from kvviz.figures.theme import theme as theme_for
+from kvviz.inspection import Inspection, Prompt, Reading
+from kvviz.pair import LoadedModel
+from kvviz.segments import from_spec
+
+log = logging.getLogger("kvviz.app")
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """What a page works with."""
+
+    view: View
+    theme: Theme
+    teacher: LoadedModel
+    student: LoadedModel
+    reading: Reading
+    inspection: Inspection
+
+
+def theme() -> Theme:
+    """The figures' theme that fits the visitor's."""
+    return theme_for(st.context.theme.type == "dark")
+
+
+def heading(title: str, question: str) -> None:
+    """A page's title and the question it answers."""
+    st.title(title, anchor=False)
+    st.caption(question)
+    for message in st.session_state.get("ignored", []):
+        st.warning(
+            _plain(f"The address held something that was ignored. {message}"), icon=":material/link_off:"
+        )
+
+
+def open_page(title: str, question: str) -> Page:
+    """Heading, models, traces and inspection of the current view; stops the page with a message where one fails."""
+    heading(title, question)
+    view = current()
+    try:
+        with st.spinner("Loading the pair and reading the text…", show_time=True):
+            teacher, student = resources.pair(view)
+            prompt = read_prompt(view)
+            reading = resources.reading(teacher, student, prompt)
+        config = view.alignment
+        key = _calibrated(view, reading, teacher, student)
+        if key is None and config.init == "fitted" and config.kv_projection_mode != "identity":
+            # Until the pair is calibrated there is nothing to fit: show the start, and say so above.
+            config = config.model_copy(update={"init": "uniform"})
+        inspection = resources.inspection(
+            teacher.fingerprint, student.fingerprint, config, key, reading, prompt
+        )
+        inspection.alignment  # noqa: B018  a configuration that does not fit this pair is explained here, not below
+    except ExplainedError as error:
+        explain(error.what, error.why, error.do)
+        st.stop()
+    except (ConfigError, CalibrationError) as error:
+        explain("This alignment cannot be made.", str(error), "Change it in the sidebar, or reset it here.")
+        st.button("Reset the alignment", on_click=lambda: update(**_default_alignment()))
+        st.stop()
+    return Page(view, theme(), teacher, student, reading, inspection)
+
+
+def explain(what: str, why: str, do: str) -> None:
+    """An error in place: what happened, why, what to do."""
+    st.error(f"**{_plain(what)}**\n\n{_plain(why)}\n\n{_plain(do)}", icon=":material/error:")
+
+
+def read_prompt(view: View) -> Prompt:
+    """The prompt a view asks for.
+
+    Raises:
+        ExplainedError: where there is no text yet.
+    """
+    if view.source == "example":
+        problem = bundled.examples()[view.example]
+        text, brief = problem.text, problem.brief_text
+    else:
+        text, brief = view.text, None
+    if not text.strip():
+        raise ExplainedError(
+            "There is no text yet.",
+            "Both models need something to read.",
+            "Type one in the sidebar, or choose a held-out problem.",
+        )
+    student_text = {"same": None, "brief": brief, "own": view.student_text or None}[view.student_reads]
+    if view.student_reads == "own" and not (student_text or "").strip():
+        raise ExplainedError(
+            "The student has no text yet.",
+            "It was set to read its own.",
+            "Type one in the sidebar, or let it read the same.",
+        )
+    return Prompt(
+        text,
+        student_text,
+        _segments(view.segments, text),
+        _segments(view.student_segments, student_text) if student_text else None,
+    )
+
+
+def _segments(spec: str, text: str):
+    if not spec:
+        return None
+    try:
+        return tuple(from_spec(spec, text))
+    except ValueError as error:
+        st.warning(_plain(f"The address's segments do not fit this text and were left out: {error}"))
+        return None
+
+
+def _calibrated(view: View, reading: Reading, teacher: LoadedModel, student: LoadedModel) -> str | None:
+    """The key of this pair's calibration. The bundled pair is calibrated at once, another on a button."""
+    texts: CalibrationTexts = st.session_state.get("calibration_texts") or resources.bundled_texts()
+    key = resources.calibration_key(reading, teacher, student, view.alignment, texts)
+    if resources.kept_calibration(key) is not None:
+        return key
+    slot = st.empty()
+    if not view.bundled:
+        asked = _asked(slot, texts)
+        if asked is None:
+            return None
+        texts = st.session_state["calibration_texts"] = asked
+        key = resources.calibration_key(reading, teacher, student, view.alignment, texts)
+    with slot.container():
+        bar = st.progress(0.0, "Calibrating: both models read the calibration texts, once.")
+        st.button("Cancel", key="calibrate.cancel")
+        found = calibrate.collect(
+            teacher,
+            student,
+            texts,
+            Inspection(reading, view.alignment).key_space,
+            Inspection(reading, view.alignment).layer_matrix,
+            progress=lambda done, total: bar.progress(
+                done / total, f"Calibrating: {done} of {total} texts read"
+            ),
+        )
+        calibrate.save(key, found)
+    slot.empty()
+    return key
+
+
+def _asked(slot, texts: CalibrationTexts) -> CalibrationTexts | None:
+    """Offer to calibrate a pair that is not bundled; the texts to do it on, or None while nobody asked."""
+    with slot.container(border=True):
+        st.markdown(
+            "**This pair is not calibrated yet.** Until it is, fitted projectors have nothing to be fitted on: "
+            "the figures show the uniform start, whose cosine is near 0."
+        )
+        upload = st.file_uploader(
+            "Your own texts, one a paragraph; without them the bundled problems are read", "txt"
+        )
+        if not st.button("Calibrate this pair", type="primary"):
+            return None
+    if upload is None:
+        return texts
+    try:
+        return CalibrationTexts.split(upload.getvalue().decode("utf-8").split("\n\n"))
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"{upload.name} is not UTF-8 text ({error.reason}); save it as UTF-8"
+        ) from error
+
+
+def _default_alignment() -> dict:
+    return type(current().alignment)().model_dump()
+
+
+def _plain(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
+    return "".join(
+        f"\\{character}" if character in "\\`*_{}[]()<>#+-.!|~$:" else character for character in text
+    )

@@ -1,0 +1,5 @@
+"""Layers."""
+
+from app.page import open_page
+
+page = open_page("Layers", "")

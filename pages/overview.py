@@ -1,0 +1,187 @@
+"""Overview: who the two are, what they read, what the alignment does to it, and how well."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import streamlit as st
+
+from app import resources
+from app.page import Page, open_page
+from app.reproduce import reproduce
+from app.text import coloured_tokens, legend
+from app.writing import teacher_writes
+from kvviz import bundled
+from kvviz.align.aligner import PARTS
+from kvviz.figures.overview import headline
+from kvviz.figures.pipeline import Stage, pipeline
+from kvviz.geometry import Geometry
+
+
+def draw() -> None:
+    page = open_page(
+        "Overview", "How well does the teacher's KV cache fit the student, and what happens on the way?"
+    )
+    _badge(page)
+    _headline(page)
+    st.subheader("What happens to the cache", anchor=False)
+    st.plotly_chart(
+        pipeline(_stages(page), theme=page.theme), theme=None, key="pipeline", config=page.theme.modebar()
+    )
+    _texts(page)
+    _held_out(page)
+    _pair(page)
+    reproduce(page)
+
+
+def _badge(page: Page) -> None:
+    prompt = page.reading.prompt
+    worst = max(
+        resources.agreement(model.fingerprint, str(model.device), text, model)
+        for model, text in ((page.teacher, prompt.text), (page.student, prompt.student_text or prompt.text))
+    )
+    with st.container(horizontal=True):
+        st.badge(
+            f"matches transformers within {worst:.1e}",
+            icon=":material/verified:",
+            color="green" if worst < 1e-3 else "orange",
+            help="Largest difference between attention recomputed from the captured q, k, scaling and mask and "
+            "transformers' own eager attention, over both models, all layers and heads, on at most 512 tokens of this text.",
+        )
+        st.badge(f"key space: {page.inspection.key_space.replace('_', '-')}", color="gray")
+        st.badge(
+            f"{page.student.device.type}, {str(page.student.dtype).removeprefix('torch.')}", color="gray"
+        )
+
+
+def _headline(page: Page) -> None:
+    inspection = page.inspection
+    errors, baseline = inspection.errors, inspection.baseline_errors
+    columns = st.columns(4)
+    for column, part in zip(columns, ("k", "v"), strict=False):
+        now, then = errors[part].total["relative_error"], baseline[part].total["relative_error"]
+        column.metric(
+            f"{part.upper()} relative error",
+            f"{now:.3f}",
+            f"{now - then:+.3f} against identity ({then:.3f})",
+            delta_color="inverse",
+            border=True,
+            help="‖projected − student‖² / ‖student‖² on this text, all layers, heads and tokens; 0 is perfect.",
+        )
+    now, then = inspection.attention.mean, inspection.baseline_attention.mean
+    columns[2].metric(
+        "Attention KL, nats",
+        f"{now:.3f}",
+        f"{now - then:+.3f} against identity ({then:.3f})",
+        delta_color="inverse",
+        border=True,
+        help="KL(aligned teacher ‖ student), causal, mean over layers, heads and rows of this text.",
+    )
+    columns[3].metric(
+        "Parameters of the aligner",
+        f"{inspection.aligner.parameter_count():,}",
+        f"T_t {page.reading.trace_t.q.shape[3]} → T_s {page.reading.trace_s.q.shape[3]} tokens",
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        help="Trainable numbers in the head mixers, dim projections and offsets of Q, K and V.",
+    )
+
+
+def _stages(page: Page) -> list[Stage]:
+    teacher, student = page.teacher.geometry, page.student.geometry
+    T_t, T_s = page.reading.trace_t.q.shape[3], page.reading.trace_s.q.shape[3]
+
+    def shapes(layers: int, tokens: int, heads: Geometry):
+        return {part: (layers, heads.heads_of(part), tokens, heads.dim_of(part)) for part in PARTS}
+
+    config = page.inspection.config
+    return [
+        Stage("Teacher", shapes(teacher.layers, T_t, teacher), "captured", "teacher"),
+        Stage("Layers", shapes(student.layers, T_t, teacher), config.layer_mapping_strategy),
+        Stage("Time", shapes(student.layers, T_s, teacher), config.time_method),
+        Stage("Heads and dims", shapes(student.layers, T_s, student), config.kv_projection_mode),
+        Stage("Student", shapes(student.layers, T_s, student), "its own cache", "student"),
+    ]
+
+
+def _texts(page: Page) -> None:
+    reading = page.reading
+    st.subheader("What the two read", anchor=False)
+    legend(reading.names, page.theme)
+    sides = (
+        ("Teacher", page.teacher, reading.trace_t, reading.ids_t),
+        ("Student", page.student, reading.trace_s, reading.ids_s),
+    )
+    for column, (role, model, trace, ids) in zip(st.columns(2), sides, strict=True):
+        with column.container(border=True):
+            st.caption(f"{role}: {trace.q.shape[3]} tokens of a vocabulary of {len(model.tokenizer):,}")
+            coloured_tokens(trace.tokens[0], ids[0].tolist(), reading.names, page.theme)
+    teacher_writes(page)
+
+
+def _held_out(page: Page) -> None:
+    st.subheader("How much of the student a map explains, on texts nobody fitted to", anchor=False)
+    if page.inspection.calibration is None:
+        st.info("Calibrate this pair (above) to compare the maps on held-out texts.", icon=":material/info:")
+        return
+    arms = {
+        "flat, fitted": {"kv_projection_mode": "flat", "init": "fitted", "flat_kind": "linear"},
+        "per head, fitted": {"kv_projection_mode": "structured", "init": "fitted", "share_dim_proj": False},
+        "structured, fitted": {"kv_projection_mode": "structured", "init": "fitted", "share_dim_proj": True},
+        "shared over layers, fitted": {
+            "kv_projection_mode": "structured",
+            "init": "fitted",
+            "share_dim_proj": True,
+            "share_layers": True,
+        },
+        "uniform start": {"kv_projection_mode": "structured", "init": "uniform", "share_dim_proj": True},
+        "random start": {"kv_projection_mode": "structured", "init": "random", "share_dim_proj": True},
+        "identity": {"kv_projection_mode": "identity"},
+    }
+    values: dict[str, dict[str, float]] = {"K": {}, "V": {}, "Q": {}}
+    for arm, changes in arms.items():
+        report = page.inspection.held_out(**({"share_layers": False} | changes))
+        for part in values:
+            values[part][arm] = math.nan if report is None else report.scores[part.lower()].total_r2
+    st.plotly_chart(
+        headline(values, theme=page.theme), theme=None, key="held-out", config=page.theme.modebar()
+    )
+    st.caption(
+        "R² = 1 − residual / variance, all layers and heads; 1 is perfect, 0 is no better than the student's mean, below 0 is "
+        "worse than that. Each map is fitted on one set of texts, its regulariser chosen on a second, this figure read on a third."
+    )
+
+
+def _pair(page: Page) -> None:
+    st.subheader("The pair", anchor=False)
+    card = bundled.card() if page.view.bundled else {}
+    rows = {}
+    for role, model in (("Teacher", page.teacher), ("Student", page.student)):
+        geometry = model.geometry
+        match = card.get(role.lower(), {}).get("exact_match")
+        rows[role] = {
+            "model": model.name,
+            "parameters": f"{model.parameters:,}",
+            "layers": f"{geometry.layers}",
+            "query heads": f"{geometry.heads}",
+            "KV heads": f"{geometry.kv_heads}",
+            "head dim": f"{geometry.head_dim}",
+            "RoPE theta": "none" if geometry.rope_theta is None else f"{geometry.rope_theta:,.0f}",
+            "vocabulary": f"{len(model.tokenizer):,}",
+            "context": f"{model.context:,} tokens",
+        }
+        if card:
+            rows[role]["held-out exact match"] = (
+                f"{match['share']:.1%} ({match['low']:.1%} to {match['high']:.1%}, n = {match['n']})"
+                if match
+                else "—"
+            )
+    st.dataframe(pd.DataFrame(rows), width="stretch")
+    notes = [f"{model.name}: {model.rope_note}" for model in (page.teacher, page.student) if model.rope_note]
+    for note in notes:
+        st.caption(f"Keys are not un-rotated: {note}")
+
+
+draw()

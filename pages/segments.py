@@ -1,0 +1,5 @@
+"""Segments."""
+
+from app.page import open_page
+
+page = open_page("Segments", "")
