@@ -174,6 +174,7 @@ def trace_of(
         rope=_rope(loaded, recorder),
         input_ids=input_ids,
         position_ids=position_ids,
+        offsets=torch.zeros(*input_ids.shape, 2, dtype=torch.long, device=input_ids.device),
     )
 
 

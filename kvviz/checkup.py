@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,11 +34,14 @@ def check_up(model: PreTrainedModel, context: int) -> Checkup:
     """Run four tokens at two places and look at what the attention layers got.
 
     Raises:
-        ValueError: no attention layer was called, or the layers differ in shape.
+        ValueError: no attention layer was called, or the layers differ in shape, or attend twice.
     """
     here, calls = _forward(model, offset=0)
     if not here.calls:
         raise ValueError("none of its layers called an attention function")
+    modules = [call.module for call in here.calls]
+    if any(module is following for module, following in pairwise(modules)):
+        raise ValueError("each of its layers attends more than once (differential attention)")
     shapes = {(*call.q.shape[1::2], *call.k.shape[1::2], *call.v.shape[1::2]) for call in here.calls}
     if len(shapes) > 1:
         raise ValueError(f"its layers differ in heads and dims: {sorted(shapes)}")

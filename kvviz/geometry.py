@@ -46,13 +46,23 @@ class Geometry:
         """Read any transformers config; of a multimodal one, its text decoder's.
 
         Raises:
-            ValueError: the config names no attention heads, as those of models without attention do.
+            ValueError: the config names no attention heads, as those of models without attention do, or
+                other heads and dims for each layer.
         """
         text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+        try:
+            return cls._from_text_config(text, getattr(config, "name_or_path", ""))
+        except RuntimeError as error:  # Gemma 4: a field that each layer has its own value of
+            raise ValueError("the layers of this model differ in heads and dims") from error
+
+    @classmethod
+    def _from_text_config(cls, text: Any, name: str) -> Geometry:
         layers, heads = (getattr(text, key, None) for key in ("num_hidden_layers", "num_attention_heads"))
         if not layers or not heads:
             kind = getattr(text, "model_type", type(text).__name__)
-            raise ValueError(f"the configuration of {kind} names no attention layers and heads")
+            raise ValueError(
+                f"the configuration of {kind} names no attention layers, so there are no keys and values"
+            )
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         if getattr(text, "qk_nope_head_dim", None):  # multi-head latent attention (DeepSeek-V3)
             head_dim = text.qk_nope_head_dim + text.qk_rope_head_dim
@@ -63,7 +73,7 @@ class Geometry:
             head_dim=head_dim,
             value_dim=getattr(text, "v_head_dim", None) or head_dim,
             rope_theta=_rope_theta(text),
-            name=getattr(config, "name_or_path", "") or getattr(text, "model_type", ""),
+            name=name or getattr(text, "model_type", ""),
         )
 
     def heads_of(self, part: Part) -> int:

@@ -56,8 +56,8 @@ class LoadedModel:
     """
 
     spec: ModelSpec
-    model: PreTrainedModel
-    tokenizer: Any
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: Any = field(repr=False)
     geometry: Geometry
     device: torch.device
     dtype: torch.dtype
@@ -65,7 +65,7 @@ class LoadedModel:
     context: int
     fingerprint: str
     name: str
-    rotary: Rotary | None = None
+    rotary: Rotary | None = field(default=None, repr=False)
     rope_note: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -184,9 +184,7 @@ def _check_config(config: Any, name: str) -> None:
         Geometry.from_config(config)
     except ValueError as error:
         raise ModelError(
-            f"{name} cannot be captured.",
-            f"It has no attention layers, so no keys and values: {error}.",
-            "Choose a transformer language model.",
+            f"{name} cannot be captured.", sentence(error), "Choose another transformer language model."
         ) from error
 
 

@@ -30,8 +30,8 @@ class Trace:
         softcap: for each layer, the bound c of c·tanh(score / c), or None (Gemma 2).
         sinks: for each layer, a learned logit [Hq] that takes probability away from all keys, or None (gpt-oss).
         rope: rotation of each layer at each position; None where the model has none, or none that can be undone.
-        texts: the texts. tokens: readable text of each token, padding included.
         offsets: int64 [B, T, 2], character span of each token in its text; (0, 0) at special tokens and padding.
+        texts: the texts. tokens: readable text of each token, padding included. Empty where ids were captured.
         input_ids: int64 [B, T]. position_ids: int64 [B, T].
     """
 
@@ -47,9 +47,9 @@ class Trace:
     rope: Rope | None
     input_ids: Tensor
     position_ids: Tensor
+    offsets: Tensor
     texts: list[str] = field(default_factory=list)
     tokens: list[list[str]] = field(default_factory=list)
-    offsets: Tensor | None = None
 
     @property
     def lengths(self) -> list[int]:

@@ -83,6 +83,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 FAMILIES = list(SETTINGS)
 NO_ROPE = ("gpt2", "opt")
+NO_GROUPS = ("gpt2", "opt", "gpt_neox", "bloom", "gptj")  # no key-value heads apart from the query heads
 
 
 @cache
@@ -108,7 +109,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def model(name: str, seed: int = 0, **settings: Any) -> Any:
     """A random model of a family in float32; `settings` replace the family's own."""
     kind = name.removesuffix("_yarn")
-    config = CONFIG_MAPPING[kind](**{**COMMON, **SETTINGS.get(name, {}), **settings})
+    common = {
+        key: value for key, value in COMMON.items() if kind not in NO_GROUPS or key != "num_key_value_heads"
+    }
+    config = CONFIG_MAPPING[kind](**{**common, **SETTINGS.get(name, {}), **settings})
     torch.manual_seed(seed)
     built = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     # The usual initialisation makes attention nearly uniform, which hides a wrong score: spread it out.
