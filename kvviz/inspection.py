@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
+from kvviz.align import calibrate
 from kvviz.align.aligner import PARTS, MapProjectionAligner, Part
 from kvviz.align.alignment import (
     Alignment,
@@ -18,7 +20,7 @@ from kvviz.align.alignment import (
     resolve_layer_map,
     resolve_warp,
 )
-from kvviz.align.calibrate import Calibration
+from kvviz.align.calibrate import Calibration, CalibrationTexts
 from kvviz.align.fit import FitReport
 from kvviz.align.warp import Warp
 from kvviz.capture import capture
@@ -237,3 +239,36 @@ def _made(
     layer_matrix = torch.tensor(layer_rows)
     moments = None if calibration is None else calibration.under(layer_matrix)
     return make_aligner(teacher, student, config, layer_matrix, moments)
+
+
+def inspect(
+    teacher: LoadedModel,
+    student: LoadedModel,
+    prompt: Prompt | str,
+    config: AlignmentConfig | None = None,
+    *,
+    texts: CalibrationTexts | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Inspection:
+    """Read a prompt with both models and align it; a calibration is read from disk, or made once and kept.
+
+    Args:
+        texts: what to calibrate on; the bundled problems when None. Nothing is calibrated where nothing is fitted.
+        progress: called with calibration texts done and texts in all.
+
+    Raises:
+        PromptError, ConfigError, CalibrationError: each says what, why, and what would work.
+    """
+    config = config or AlignmentConfig()
+    reading = read(teacher, student, Prompt(prompt) if isinstance(prompt, str) else prompt)
+    inspection = Inspection(reading, config)
+    if config.init != "fitted" or config.kv_projection_mode == "identity":
+        return inspection
+    texts = texts or CalibrationTexts.bundled()
+    key_space, matrix = inspection.key_space, inspection.layer_matrix
+    key = calibrate.calibration_key(teacher, student, texts, key_space, matrix)
+    calibration = calibrate.load(key)
+    if calibration is None:
+        calibration = calibrate.collect(teacher, student, texts, key_space, matrix, progress=progress)
+        calibrate.save(key, calibration)
+    return Inspection(reading, config, calibration)
