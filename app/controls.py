@@ -5,7 +5,7 @@ Options, titles and help of alignment fields come from `AlignmentConfig`, where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import streamlit as st
@@ -20,16 +20,25 @@ def value_of(name: str) -> Any:
     return getattr(view.alignment if name in AlignmentConfig.model_fields else view, name)
 
 
-def keyed(name: str, value: Any, clean: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
-    """`key` and `on_change` of a widget that shows `value` and writes what a person sets into the field `name`."""
-    key = f"control.{name}"
+def keyed(
+    name: str,
+    value: Any,
+    clean: Callable[[Any], Any] = lambda value: value,
+    place: str = "",
+    also: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`key` and `on_change` of a widget that shows `value` and writes what a person sets into the field `name`.
+
+    place: a prefix of the key, so that a field can have a second widget on a page. also: fields set along with it.
+    """
+    key = f"control.{place}{name}"
     st.session_state[key] = value
 
     def changed() -> None:
         chosen = st.session_state[key]
         # A segmented control that is clicked twice gives None: nothing was chosen, the value stays.
         if chosen is not None:
-            update(**{name: clean(chosen)})
+            update(**(dict(also or {}) | {name: clean(chosen)}))
 
     return {"key": key, "on_change": changed}
 
@@ -41,8 +50,15 @@ def describe(name: str) -> dict[str, str]:
     return {"label": field.title or name, "help": field.description}
 
 
-def choice(name: str, options: Sequence[str] | None = None, label: str | None = None, **kwargs: Any) -> None:
-    """A segmented control over a field's options."""
+def choice(
+    name: str,
+    options: Sequence[str] | None = None,
+    label: str | None = None,
+    place: str = "",
+    also: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> None:
+    """A segmented control over a field's options; `place` and `also` as in `keyed`."""
     model: Any = AlignmentConfig if name in AlignmentConfig.model_fields else View
     options = options or get_args(model.model_fields[name].annotation)
     words = describe(name) | ({"label": label} if label else {})
@@ -51,7 +67,7 @@ def choice(name: str, options: Sequence[str] | None = None, label: str | None = 
         width="stretch",
         format_func=_readable,
         **words,
-        **keyed(name, value_of(name)),
+        **keyed(name, value_of(name), place=place, also=also),
         **kwargs,
     )
 

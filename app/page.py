@@ -46,7 +46,7 @@ def heading(title: str, question: str) -> None:
     st.caption(question)
     for message in st.session_state.get("ignored", []):
         st.warning(
-            _plain(f"The address held something that was ignored. {message}"), icon=":material/link_off:"
+            plain(f"The address held something that was ignored. {message}"), icon=":material/link_off:"
         )
 
 
@@ -80,7 +80,7 @@ def open_page(title: str, question: str) -> Page:
 
 def explain(what: str, why: str, do: str) -> None:
     """An error in place: what happened, why, what to do."""
-    st.error(f"**{_plain(what)}**\n\n{_plain(why)}\n\n{_plain(do)}", icon=":material/error:")
+    st.error(f"**{plain(what)}**\n\n{plain(why)}\n\n{plain(do)}", icon=":material/error:")
 
 
 def read_prompt(view: View) -> Prompt:
@@ -121,7 +121,7 @@ def _segments(spec: str, text: str):
     try:
         return tuple(from_spec(spec, text))
     except ValueError as error:
-        st.warning(_plain(f"The address's segments do not fit this text and were left out: {error}"))
+        st.warning(plain(f"The address's segments do not fit this text and were left out: {error}"))
         return None
 
 
@@ -182,8 +182,8 @@ def _default_alignment() -> dict:
     return type(current().alignment)().model_dump()
 
 
-def _plain(text: str) -> str:
-    """Text as Markdown that shows it as it is."""
+def plain(text: str) -> str:
+    """Text as Markdown that shows it as it is: names, prompts and messages are never markup."""
     return "".join(
         f"\\{character}" if character in "\\`*_{}[]()<>#+-.!|~$:" else character for character in text
     )

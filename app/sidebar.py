@@ -8,7 +8,9 @@ from app.controls import choice, dropdown, keyed, switch, value_of
 from app.view import SPELLED_LIMIT, View, current, update
 from kvviz import bundled
 
-LABELS = {"k": "K", "v": "V", "q": "Q"}
+# Segments a person drew belong to one text: another text starts with those found in it.
+NO_SEGMENTS = {"segments": "", "student_segments": "", "segment": 0, "segment_side": "teacher"}
+NO_STUDENT_SEGMENTS = {"student_segments": "", "segment": 0, "segment_side": "teacher"}
 
 
 def draw() -> None:
@@ -22,7 +24,7 @@ def draw() -> None:
 
 def _prompt(view: View) -> None:
     st.markdown("#### Text")
-    choice("source", ("example", "own"), label="What the teacher reads")
+    choice("source", ("example", "own"), label="What the teacher reads", also=NO_SEGMENTS)
     if view.source == "example":
         examples = bundled.examples()
         st.selectbox(
@@ -30,7 +32,7 @@ def _prompt(view: View) -> None:
             range(len(examples)),
             format_func=lambda index: f"{index + 1}. {examples[index].question[:60]}…",
             help="Neither bundled model saw these problems in training.",
-            **keyed("example", view.example, lambda value: value),
+            **keyed("example", view.example, also=NO_SEGMENTS),
         )
     else:
         st.text_area(
@@ -38,16 +40,16 @@ def _prompt(view: View) -> None:
             height=160,
             placeholder="Type or paste a text, then press Ctrl+Enter.",
             help="Question, reasoning lines and '#### answer', <think> tags and chat roles are found as segments.",
-            **keyed("text", view.text, str),
+            **keyed("text", view.text, str, also=NO_SEGMENTS),
         )
     options = ("same", "brief", "own") if view.source == "example" else ("same", "own")
-    choice("student_reads", options, label="What the student reads")
+    choice("student_reads", options, label="What the student reads", also=NO_STUDENT_SEGMENTS)
     if view.student_reads == "own":
         st.text_area(
             "The student's own text",
             height=110,
             placeholder="Same question, shorter reasoning, same answer.",
-            **keyed("student_text", view.student_text, str),
+            **keyed("student_text", view.student_text, str, also=NO_STUDENT_SEGMENTS),
         )
     if view.unspelled():
         st.caption(f"Texts over {SPELLED_LIMIT:,} characters are kept in this session, not in the address.")

@@ -18,6 +18,7 @@ from kvviz.pair import Device, Dtype, ModelSpec
 
 SPELLED_LIMIT = 4000  # Characters of a text that still fit into an address people can send around.
 Metric = Literal["relative_error", "cosine", "r2", "norm_ratio"]
+Side = Literal["teacher", "student"]
 
 
 class View(BaseModel):
@@ -47,6 +48,9 @@ class View(BaseModel):
     head: int = Field(0, ge=0)
     token: int | None = Field(None, ge=0)
     metric: Metric = "relative_error"
+    teacher_layer: int = Field(0, ge=0)
+    segment_side: Side = "teacher"
+    segment: int = Field(0, ge=0)
 
     alignment: AlignmentConfig = AlignmentConfig()
 
