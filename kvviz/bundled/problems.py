@@ -185,6 +185,10 @@ class _DoesNotFit(Exception):
     """The drawn event would leave the allowed numbers; another story is drawn instead."""
 
 
+def _in_tables(n: int) -> bool:
+    return 2 <= n <= 12 or (n <= 90 and n % 10 == 0)
+
+
 class _Story:
     """A story while it is being told: the running number, the sentences so far and the words they share."""
 
@@ -199,7 +203,7 @@ class _Story:
         self.sentences: list[str] = []
         self.steps: list[str] = []
         self.brief: list[str] = []
-        self.value = rng.randint(5, 99) if rng.random() < 0.7 else rng.randint(100, 500)
+        self.value = rng.randint(5, 80) if rng.random() < 0.75 else rng.randrange(100, 500, 10)
         self.sentences.append(rng.choice(STARTS).format(n=self.value, **self.fresh()))
 
     def fresh(self) -> dict[str, str]:
@@ -207,22 +211,28 @@ class _Story:
         return self.words | {"place": self.rng.choice(PLACES), "day": self.rng.choice(DAYS)}
 
     def calculate(self, a: int, sign: str, b: int) -> tuple[int, str]:
-        """`a sign b` and its spelling; raises _DoesNotFit outside 1..999 or where a division is not exact."""
+        """`a sign b` and its spelling.
+
+        Raises _DoesNotFit outside 1..999, where a division is not exact, and for products beyond the tables up to
+        12 × 9 and 90 × 9, which nobody does in their head.
+        """
         if sign == "/" and a % b:
             raise _DoesNotFit
         result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[sign]
-        if not 1 <= result <= LARGEST or (sign == "*" and a > 99) or (sign == "/" and result > 99):
+        if not 1 <= result <= LARGEST:
+            raise _DoesNotFit
+        if sign in "*/" and not _in_tables(a if sign == "*" else result):
             raise _DoesNotFit
         self.brief.append(f"{a}{sign}{b}={result}")
         return result, f"{a} {sign} {b} = {result}"
 
     def amount(self, most: int) -> int:
-        """A number to add or take away, at most `most`: mostly two digits, sometimes three."""
+        """A number to add or take away, at most `most`: mostly up to 60, sometimes a round one of three digits."""
         if most < 2:
             raise _DoesNotFit
-        if most >= 100 and self.rng.random() < 0.3:
-            return self.rng.randint(100, most)
-        return self.rng.randint(2, min(most, 99))
+        if most >= 100 and self.rng.random() < 0.2:
+            return self.rng.randrange(100, min(most, 500) + 1, 50)
+        return self.rng.randint(2, min(most, 60))
 
     def one(self, texts: tuple[str, str], a: int, sign: str, b: int, n: int) -> None:
         """An event of one step, `a sign b`; `n` is the number its sentence names."""
@@ -259,7 +269,7 @@ def _times(story: _Story) -> None:
 
 
 def _divide(story: _Story) -> None:
-    divisors = [n for n in range(2, 10) if story.value % n == 0 and 2 <= story.value // n <= 99]
+    divisors = [n for n in range(2, 10) if story.value % n == 0 and _in_tables(story.value // n)]
     if not divisors:
         raise _DoesNotFit
     n = story.rng.choice(divisors)
@@ -267,12 +277,12 @@ def _divide(story: _Story) -> None:
 
 
 def _gain_each(story: _Story) -> None:
-    n, k = story.rng.randint(2, 30), story.rng.randint(2, 9)
+    n, k = story.rng.randint(2, 12), story.rng.randint(2, 9)
     story.two(story.rng.choice(GAIN_EACH), (n, "*", k), "+", n, k)
 
 
 def _lose_each(story: _Story) -> None:
-    n, k = story.rng.randint(2, 30), story.rng.randint(2, 9)
+    n, k = story.rng.randint(2, 12), story.rng.randint(2, 9)
     story.two(story.rng.choice(LOSE_EACH), (n, "*", k), "-", n, k)
 
 
@@ -286,7 +296,7 @@ def _price(story: _Story) -> None:
 
 
 def _pack(story: _Story) -> None:
-    divisors = [n for n in range(2, 10) if story.value % n == 0 and 2 <= story.value // n <= 99]
+    divisors = [n for n in range(2, 10) if story.value % n == 0 and _in_tables(story.value // n)]
     if not divisors:
         raise _DoesNotFit
     n = story.rng.choice(divisors)
@@ -313,18 +323,18 @@ Event = Callable[[_Story], None]
 EVENTS: tuple[tuple[Event, int, int], ...] = (
     (_gain, 1, 5),
     (_lose, 1, 5),
-    (_times, 1, 2),
-    (_divide, 1, 3),
-    (_gain_each, 2, 4),
-    (_lose_each, 2, 4),
+    (_times, 1, 4),
+    (_divide, 1, 8),
+    (_gain_each, 2, 3),
+    (_lose_each, 2, 3),
 )
 ENDS: tuple[tuple[Event, int, int], ...] = (
     (_plain, 0, 8),
-    (_price, 1, 2),
-    (_pack, 1, 2),
+    (_price, 1, 4),
+    (_pack, 1, 4),
     (_need, 1, 2),
     (_more, 2, 2),
-    (_many, 2, 1),
+    (_many, 2, 2),
 )
 
 

@@ -1,9 +1,9 @@
 """Two byte-level BPE tokenizers that cut the same text differently.
 
 Both keep every digit a token of its own (arithmetic is then spelled the same way wherever a number stands) and both
-encode any unicode, byte by byte where need be. The teacher's is small: it cuts many words in two or three and the space
-before a number is a token of its own. The student's has room for whole words and takes that space into the digit after
-it, so the student reads the same text in fewer tokens.
+encode any unicode, byte by byte where need be. The teacher's has room for whole words and takes the space before a
+number into its first digit. The student's is small: it cuts many words in two or three and keeps that space apart, so it
+reads the same text in more tokens.
 """
 
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 Role = Literal["teacher", "student"]
-VOCAB_SIZE = {"teacher": 640, "student": 1024}
-DIGIT = {"teacher": r"\p{N}", "student": r" ?\p{N}"}
+VOCAB_SIZE = {"teacher": 1024, "student": 640}
+DIGIT = {"teacher": r" ?\p{N}", "student": r"\p{N}"}
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,7 @@ from kvviz.bundled.tokenizers import Role, build_tokenizer
 
 POSITIONS = 1024
 TOKENIZER_SEED, SELECTION_SEED, REPORT_SEED = 900, 7, 11  # of the problems drawn for each purpose
+DRILL_PROBLEMS = 4  # their equations are about as many tokens as one problem
 IGNORED = -100  # label of a position without loss
 
 
@@ -50,6 +52,9 @@ class Recipe:
     steps: int
     goal: float  # share of the selection problems at which training stops
     brief_share: float
+    drill_share: float = (
+        0.2  # of the rows: bare equations of several problems, to practise arithmetic cheaply
+    )
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 100
@@ -72,9 +77,10 @@ RECIPES: dict[Role, Recipe] = {
             "tie_word_embeddings": False,
         },
         seed=1,
-        steps=2600,
+        steps=2000,
         goal=0.985,
         brief_share=0.1,
+        batch_size=24,
     ),
     "student": Recipe(
         model={
@@ -88,7 +94,7 @@ RECIPES: dict[Role, Recipe] = {
             "tie_word_embeddings": True,
         },
         seed=2,
-        steps=4000,
+        steps=3000,
         goal=0.35,
         brief_share=0.25,
         evaluate_every=100,
@@ -112,12 +118,34 @@ class ProblemStream(IterableDataset):
         told.append(self.tokenizer.eos_token_id)
         return {"input_ids": asked + told, "labels": [IGNORED] * len(asked) + told}
 
+    def drill(self, solved: list[Problem]) -> dict[str, list[int]]:
+        """Ids of the bare equations of some problems, spaced as in full reasoning; only the results are learned."""
+        lines = [re.sub(r"([-+*/=])", r" \1 ", line) for problem in solved for line in problem.brief]
+        text = "\n".join(lines)
+        results = {
+            i
+            for found in re.finditer(r"= (\d+)", text)
+            for i in range(found.end(1) - len(found[1]), found.end(1))
+        }
+        row = self.tokenizer(text, return_offsets_mapping=True)
+        ends = [end for _, end in row["offset_mapping"]]
+        ids = row["input_ids"]
+        return {
+            "input_ids": ids,
+            "labels": [i if end - 1 in results else IGNORED for i, end in zip(ids, ends, strict=True)],
+        }
+
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
         rng = random.Random(self.recipe.seed)
         size, seeds = self.recipe.batch_size, count(self.recipe.seed * 1_000_000_000)
         while True:
             pool = []
             for seed in islice(seeds, size * self.batches):
+                if rng.random() < self.recipe.drill_share:
+                    pool.append(
+                        self.drill([make_problem(next(seeds), "train") for _ in range(DRILL_PROBLEMS)])
+                    )
+                    continue
                 form: Form = "brief" if rng.random() < self.recipe.brief_share else "full"
                 pool.append(self.encode(make_problem(seed, "train"), form))
             pool.sort(key=lambda row: len(row["input_ids"]))
