@@ -160,8 +160,9 @@ def attention_kl_rows(
         for number, (q, theirs) in enumerate(
             zip(queries[layer].split(BLOCK, dim=2), their_rows[layer].split(BLOCK, dim=2), strict=True)
         ):
-            visible = _visible(keep, slice(number * BLOCK, number * BLOCK + q.shape[2]), seen)
-            arguments = (q, keys[layer], theirs, their_keys[layer], visible, scale, temperature)
+            # Which keys a row sees is worked out inside: held for every block it would be T² booleans a layer.
+            first = number * BLOCK
+            arguments = (q, keys[layer], theirs, their_keys[layer], keep, seen, first, scale, temperature)
             if torch.is_grad_enabled():
                 blocks.append(checkpoint(_block, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
@@ -176,16 +177,19 @@ def _block(
     s_k: Tensor,
     theirs: Tensor,
     t_k: Tensor | None,
-    visible: Tensor,
+    keep: Tensor,
+    allowed: Tensor | None,
+    first: int,
     scale: float,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """KL [B, Hq, rows] and its validity for one block of rows of one layer; visible [B, 1, rows, keys] up to its last row.
+    """KL [B, Hq, rows] and its validity for one layer's block of query rows that begins at position `first`.
 
     `theirs` holds the teacher's queries, or, where t_k is None, its probabilities.
     """
     with torch.autocast(s_q.device.type, enabled=False):
-        keys = visible.shape[-1]
+        keys = first + s_q.shape[2]  # causal: none beyond the block's last row
+        visible = _visible(keep, slice(first, keys), allowed)
         student = _log_attention(s_q, s_k[:, :, :keys], visible, scale / temperature)
         if t_k is None:
             given = theirs[..., :keys].to(student.dtype)

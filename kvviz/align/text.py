@@ -93,9 +93,13 @@ def _sample(
     if not len(all_theirs) or not len(rows):
         return rows[:0], np.zeros((0, 1), np.int64), np.zeros((0, 1))
 
+    if not len(teacher.places):
+        # The teacher has no characters at all: its tokens in order, at the same fraction.
+        return rows, _in_order(all_theirs, len(rows)), np.ones((len(rows), 1))
+
     position = np.zeros((len(spans_s), 1), np.int64)
     weight = np.zeros((len(spans_s), 1))
-    if len(student.places) and len(teacher.places):
+    if len(student.places):
         first = np.searchsorted(teacher.end, student.start, side="right")
         last = np.searchsorted(teacher.start, student.end, side="left")
         width = max(int((last - first).max()), 1)
@@ -108,39 +112,31 @@ def _sample(
         shared = np.where(inside, np.clip(shared, 0, None), 0.0)
         total = shared.sum(axis=1, keepdims=True)
         uncovered = total[:, 0] == 0
-        tap[uncovered, 0] = _nearest(teacher, (student.start + student.end)[uncovered])
+        tap[uncovered, 0] = _nearest(teacher, student.start[uncovered], student.end[uncovered])
         shared[uncovered, 0] = total[uncovered] = 1.0
         position, weight = np.zeros((len(spans_s), width), np.int64), np.zeros((len(spans_s), width))
         position[student.places], weight[student.places] = teacher.places[tap], shared / total
-    elif len(student.places):
-        # The teacher has no characters at all: its tokens in order, at the same fraction.
-        rank = np.arange(len(student.places))
-        position[student.places, 0] = all_theirs[(2 * rank + 1) * len(all_theirs) // (2 * len(rank))]
-        weight[student.places, 0] = 1.0
 
     for anchor, places in student.bare.items():
         theirs = teacher.bare.get(anchor)
         if theirs is None:
-            theirs = teacher.places[[_bare_neighbour(teacher, anchor)]] if len(teacher.places) else all_theirs
-        rank = np.arange(len(places))
-        position[places, 0] = theirs[(2 * rank + 1) * len(theirs) // (2 * len(rank))]
+            at = np.array([anchor])
+            theirs = teacher.places[_nearest(teacher, at, at)]
+        position[places, :1] = _in_order(theirs, len(places))
         weight[places, 0] = 1.0
     return rows, position[rows], weight[rows]
 
 
-def _nearest(teacher: _Side, doubled: np.ndarray) -> np.ndarray:
-    """Which of the teacher's tokens with characters has its middle nearest to these positions (given twice over)."""
-    middles = np.maximum.accumulate(teacher.start + teacher.end)
-    right = np.clip(np.searchsorted(middles, doubled), 1, max(len(middles) - 1, 1))
-    right = np.minimum(right, len(middles) - 1)
-    left = np.maximum(right - 1, 0)
-    return np.where(doubled - middles[left] <= middles[right] - doubled, left, right)
+def _in_order(theirs: np.ndarray, m: int) -> np.ndarray:
+    """Which of n teacher positions each of m student positions reads, [m, 1]: number ⌊(k+½)·n/m⌋ for the k-th."""
+    return theirs[(2 * np.arange(m) + 1) * len(theirs) // (2 * m)][:, None]
 
 
-def _bare_neighbour(teacher: _Side, anchor: int) -> int:
-    """The teacher's token with characters that stands nearest to an anchor at which it has no bare token."""
-    if anchor == BEFORE:
-        return 0
-    if anchor == AFTER:
-        return len(teacher.places) - 1
-    return int(np.clip(np.searchsorted(teacher.end, anchor, side="left"), 0, len(teacher.places) - 1))
+def _nearest(teacher: _Side, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Which of the teacher's tokens with characters lies nearest, edge to edge, to stretches of text that it leaves out, or to
+    places between two characters (start = end). Distances between middles would not keep reading order."""
+    right = np.searchsorted(teacher.end, start, side="right")
+    left, right = np.maximum(right - 1, 0), np.minimum(right, len(teacher.places) - 1)
+    # Halved, so that the place after all text does not overflow.
+    take_left = start / 2 + end / 2 <= teacher.end[left] / 2 + teacher.start[right] / 2
+    return np.where(take_left, left, right)

@@ -461,6 +461,13 @@ def test_tokens_without_characters_find_their_like():
     assert text_warp(with_both, both, bare, one).matrix()[0].tolist() == [[1.0, 0, 0, 0]]
 
 
+def test_characters_the_teacher_leaves_out_go_to_the_nearest_edge():
+    """Between teacher tokens [1, 2) and [4, 9): by the edges, not the middles, or the token at 3 would come out of order."""
+    teacher, student = torch.tensor([[[1, 2], [4, 9]]]), torch.tensor([[[2, 3], [0, 0], [3, 4]]])
+    warp = text_warp(teacher, torch.ones(1, 2), student, torch.ones(1, 3))
+    assert warp.centre().tolist() == [[0, 0, 1]]
+
+
 def test_text_warp_refuses_shapes_that_do_not_fit():
     offsets, mask = torch.zeros(1, 3, 2, dtype=torch.long), torch.ones(1, 3)
     for arguments in ((offsets, mask[:, :2], offsets, mask), (offsets[0], mask, offsets, mask)):
