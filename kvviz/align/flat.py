@@ -8,6 +8,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from kvviz.align.heads import check_axes
+
 
 class KVDimensionProjector(nn.Module):
     """`[…, teacher_dim]` → `[…, student_dim]`, where a dim is one (head, dim) pair of a layer.
@@ -37,6 +39,8 @@ class KVDimensionProjector(nn.Module):
         super().__init__()
         if kind not in ("linear", "elastic"):
             raise ValueError(f"kind is linear or elastic, not {kind!r}")
+        if teacher_dim < 1 or student_dim < 1:
+            raise ValueError(f"both dims must be at least 1, not {teacher_dim} and {student_dim}")
         if kind == "elastic" and num_layers is not None:
             raise ValueError("the elastic projector is shared over layers; set share_layers to use it")
         self.teacher_dim, self.student_dim, self.kind, self.num_layers = (
@@ -59,6 +63,8 @@ class KVDimensionProjector(nn.Module):
         self.weight = nn.Parameter(torch.empty(*layers, student_dim, teacher_dim))
         constants = layers if offset_layers is None else (offset_layers,)
         self.offset = nn.Parameter(torch.zeros(*constants, student_dim)) if offset else None
+        # How many layers an input must have: None where nothing differs by layer.
+        self.layers = num_layers if num_layers is not None or not offset else offset_layers
         for matrix in self.weight.view(-1, student_dim, teacher_dim):
             nn.init.xavier_uniform_(matrix)
 
@@ -69,14 +75,14 @@ class KVDimensionProjector(nn.Module):
                 f"expected a last axis of {self.teacher_dim} (head, dim) pairs, got {x.shape[-1]}"
             )
         if self.kind == "elastic":
-            return self.net(x)
+            return self.net(x.to(self.net[0].weight.dtype)).to(x.dtype)
+        if self.layers is not None and (x.ndim != 4 or x.shape[1] != self.layers):
+            raise ValueError(
+                f"expected [batch, {self.layers} layers, position, {self.teacher_dim}], got {list(x.shape)}"
+            )
         if self.num_layers is None:
             y = nn.functional.linear(x, self.weight.to(x.dtype))
         else:
-            if x.ndim != 4 or x.shape[1] != self.num_layers:
-                raise ValueError(
-                    f"expected [batch, {self.num_layers} layers, position, {self.teacher_dim}], got {list(x.shape)}"
-                )
             y = einsum(
                 x,
                 self.weight.to(x.dtype),
@@ -96,6 +102,8 @@ class FlatProjector(nn.Module):
         self.projector = KVDimensionProjector(H_t * D_t, H_s * D_s, **kind)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Project `[batch, layer, teacher_head, position, teacher_dim]`; raises ValueError for any other shape."""
+        check_axes(x, self.H_t, self.D_t)
         flat = rearrange(x, "batch layer head position dim -> batch layer position (head dim)")
         return rearrange(
             self.projector(flat),

@@ -26,6 +26,14 @@ def uniform_mixer(student_heads: int, teacher_heads: int) -> Tensor:
     return mixer
 
 
+def check_axes(x: Tensor, heads: int, dims: int) -> None:
+    """Raises ValueError unless x is `[batch, layer, heads, position, dims]`."""
+    if x.ndim != 5 or x.shape[2] != heads or x.shape[4] != dims:
+        raise ValueError(
+            f"expected [batch, layer, {heads} heads, position, {dims} dims], got {list(x.shape)}"
+        )
+
+
 class HeadwiseMapProjector(nn.Module):
     """`[batch, layer, teacher_head, position, teacher_dim]` → the same axes with the student's heads and dims.
 
@@ -87,10 +95,7 @@ class HeadwiseMapProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project `[batch, layer, teacher_head, position, teacher_dim]`; raises ValueError for any other shape."""
-        if x.ndim != 5 or x.shape[2] != self.H_t or x.shape[4] != self.D_t:
-            raise ValueError(
-                f"expected [batch, layer, {self.H_t} heads, position, {self.D_t} dims], got {list(x.shape)}"
-            )
+        check_axes(x, self.H_t, self.D_t)
         if self.num_layers is not None and x.shape[1] != self.num_layers:
             raise ValueError(
                 f"this projector has a map for each of {self.num_layers} layers, got {x.shape[1]} layers"

@@ -6,7 +6,7 @@ import torch
 from einops import einsum
 from torch import Tensor, nn
 
-from kvviz.align.heads import uniform_mixer
+from kvviz.align.heads import check_axes, uniform_mixer
 
 
 class IdentityProjector(nn.Module):
@@ -23,6 +23,8 @@ class IdentityProjector(nn.Module):
         self.register_buffer("head_mixer", uniform_mixer(H_s, H_t), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Raises ValueError where x is not `[batch, layer, H_t, position, D_t]`."""
+        check_axes(x, self.H_t, self.D_t)
         mixed = einsum(
             x,
             self.head_mixer.to(x.dtype),
