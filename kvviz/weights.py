@@ -32,7 +32,7 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise WeightsError(f"{index.name} is not a readable index of weight files") from error
+            raise WeightsError(f"the file {index.name} is not a readable index of weight files") from error
         lacking = [name for name in names if not (folder / name).is_file()]
         if lacking:
             raise WeightsError(
@@ -59,18 +59,20 @@ def check_weights(path: Path) -> None:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 0 < length <= HEADER_LIMIT:
-            raise WeightsError(f"{path.name} is empty, cut short, or no safetensors file ({size} bytes)")
+            raise WeightsError(
+                f"the file {path.name} is empty, cut short, or no safetensors file ({size} bytes)"
+            )
         if 8 + length > size:
-            raise WeightsError(f"{path.name} is cut short: it ends within its header")
+            raise WeightsError(f"the file {path.name} is cut short: it ends within its header")
         try:
             header = json.loads(file.read(length))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-            raise WeightsError(f"{path.name} has a header that cannot be read") from error
+            raise WeightsError(f"the file {path.name} has a header that cannot be read") from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise WeightsError(
-            f"{path.name} has {size:,} bytes where its header promises {expected:,}: it is cut short"
+            f"the file {path.name} has {size:,} bytes where its header promises {expected:,}: it is cut short"
         )
 
 

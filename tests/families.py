@@ -47,7 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "phi3": {"sliding_window": 6},
     "phi": {},
-    "gpt2": {"n_embd": 48, "n_head": 4, "n_layer": 4, "n_positions": 256},
+    "gpt2": {"n_embd": 48, "n_head": 4, "n_layer": 4, "max_position_embeddings": 256},
     "gpt_neox": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
     },
