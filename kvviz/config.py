@@ -8,12 +8,14 @@ the controls are drawn from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 Mode = Literal["structured", "flat", "identity"]
 Init = Literal["fitted", "uniform", "random"]
@@ -36,9 +38,12 @@ def _pairs(value: Any) -> Any:
         if isinstance(value, str):
             value = [item.split(":") for item in value.split(",")]
         items: Iterable[Any] = value.items() if isinstance(value, Mapping) else value
-        return tuple(sorted((int(segment), float(number)) for segment, number in items))
-    except (TypeError, ValueError) as error:
+        pairs = tuple(sorted((int(segment), float(number)) for segment, number in items))
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("it takes segment: number pairs, such as 0:1.5,2:0.5") from error
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("it names a segment twice")
+    return pairs
 
 
 def _matrix(value: Any) -> Any:
@@ -48,9 +53,13 @@ def _matrix(value: Any) -> Any:
     try:
         if isinstance(value, str):
             value = [row.split(",") for row in value.split(";")]
-        return tuple(tuple(float(weight) for weight in row) for row in value)
-    except (TypeError, ValueError) as error:
+        # Six digits are all a layer map has, and they keep a link to one short.
+        rows = tuple(tuple(float(f"{float(weight):.6g}") for weight in row) for row in value)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("it takes rows of numbers, such as 1,0;0,1") from error
+    if not all(math.isfinite(weight) and weight >= 0 for row in rows for weight in row):
+        raise ValueError("it takes weights from 0 up, none of them infinite")
+    return rows
 
 
 SegmentNumbers = Annotated[tuple[tuple[int, float], ...], BeforeValidator(_pairs)]
@@ -60,7 +69,7 @@ LayerMatrix = Annotated[tuple[tuple[float, ...], ...] | None, BeforeValidator(_m
 class LossConfig(BaseModel):
     """Weights of the terms of `kvviz.losses.StructuralKVLoss`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     alpha_k: float = Field(1.0, ge=0, title="K weight", description="Weight of the key term, 1 − cosine.")
     alpha_v: float = Field(1.0, ge=0, title="V weight", description="Weight of the value term, 1 − cosine.")
@@ -75,7 +84,7 @@ class LossConfig(BaseModel):
 class AlignmentConfig(BaseModel):
     """What is mapped onto what, and how. Frozen and hashable: equal configurations give equal pictures."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kv_projection_mode: Mode = Field(
         "structured",
@@ -188,10 +197,10 @@ class AlignmentConfig(BaseModel):
             if isinstance(uniform, str) and uniform.lower() in ("true", "false"):
                 uniform = uniform.lower() == "true"
             if not isinstance(uniform, bool):
-                raise ValueError(f"init_uniform takes true or false, not {uniform!r}")
+                raise ValueError(f"init_uniform: takes true or false, not {uniform!r}")
             start = "uniform" if uniform else "random"
             if values.setdefault("init", start) != start:
-                raise ValueError(f"init_uniform: {uniform} and init: {values['init']} contradict each other")
+                raise ValueError(f"init_uniform: {uniform} contradicts init: {values['init']}")
         return values
 
     @model_validator(mode="after")
@@ -249,11 +258,11 @@ class AlignmentConfig(BaseModel):
         spelled = {}
         for name, value in self.differences().items():
             if name in ("alpha_map", "ratio_map"):
-                spelled[name] = ",".join(f"{segment}:{number:g}" for segment, number in value)
+                spelled[name] = ",".join(f"{segment}:{_short(number)}" for segment, number in value)
             elif name == "layer_matrix":
-                spelled[name] = ";".join(",".join(f"{weight:.4g}" for weight in row) for row in value)
+                spelled[name] = ";".join(",".join(f"{_short(weight)}" for weight in row) for row in value)
             elif name == "loss_config":
-                spelled |= {f"loss.{term}": f"{weight:g}" for term, weight in value.items()}
+                spelled |= {f"loss.{term}": _short(weight) for term, weight in value.items()}
             else:
                 spelled[name] = str(value).lower() if isinstance(value, bool) else str(value)
         return spelled
@@ -265,7 +274,8 @@ class AlignmentConfig(BaseModel):
         Returns the configuration and one message for each field that was ignored. Keys that are not fields
         are left to others.
         """
-        values: dict[str, Any] = {name: query[name] for name in cls.model_fields if name in query}
+        names = (*cls.model_fields, "init_uniform")
+        values: dict[str, Any] = {name: query[name] for name in names if name in query}
         values.pop("loss_config", None)
         loss = {key.removeprefix("loss."): value for key, value in query.items() if key.startswith("loss.")}
         if loss:
@@ -273,23 +283,44 @@ class AlignmentConfig(BaseModel):
         return tolerant(cls, values)
 
 
+def _short(number: float) -> str:
+    """The shortest spelling that reads back as the same number."""
+    return repr(number).removesuffix(".0")
+
+
 M = TypeVar("M", bound=BaseModel)
 
 
 def tolerant(model: type[M], values: Mapping[str, Any]) -> tuple[M, list[str]]:
     """Build a model from values nobody checked: a field that cannot be used falls back to its default and is named."""
-    values, ignored = dict(values), []
+    values = dict(values)
+    ignored: list[str] = []
     while True:
         try:
             return model.model_validate(values), ignored
         except ValidationError as error:
+            dropped = False
             for detail in error.errors():
-                ignored.append(_explain(model, detail))
                 # A rule between fields names the one to drop at the beginning of its message.
                 named = str(detail["msg"]).removeprefix("Value error, ").partition(":")[0]
-                field = str(detail["loc"][0]) if detail["loc"] else named
-                if values.pop(field, None) is None:
-                    raise  # Nothing left to drop: the defaults themselves are wrong.
+                if _drop(values, detail["loc"] or (named,)):
+                    ignored.append(_explain(model, detail))
+                    dropped = True
+            if not dropped:
+                raise  # Nothing left to drop: the defaults themselves are wrong.
+
+
+def _drop(values: dict[str, Any], place: Sequence[int | str]) -> bool:
+    """Take the value at a place of nested mappings away, and nothing beside it; False where there is none (any more)."""
+    first, *rest = place
+    if first not in values:
+        return False
+    inner = values[str(first)]
+    if rest and isinstance(inner, Mapping):
+        values[str(first)] = inner = dict(inner)
+        return _drop(inner, rest)
+    del values[str(first)]
+    return True
 
 
 def _explain(model: type[BaseModel], detail: Any) -> str:
@@ -298,11 +329,27 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if not path:
         return str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        return f"{path}: unknown key; known are {', '.join(model.model_fields)}, init_uniform"
-    field = model.model_fields.get(str(detail["loc"][0]))
+        return f"{path}: unknown key; known are {', '.join(_known(model, detail['loc'][:-1]))}"
+    field = _field(model, detail["loc"])
     options = get_args(field.annotation) if field is not None else ()
     if options and all(isinstance(option, str) for option in options):
         return f"{path}: {detail['input']!r} is none of {', '.join(options)}"
     given = repr(detail["input"])
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{path}: {given if len(given) < 80 else given[:77] + '…'} is not usable ({message})"
+
+
+def _field(model: type[BaseModel], place: Sequence[int | str]) -> FieldInfo | None:
+    """The field at a place of nested models."""
+    field = model.model_fields.get(str(place[0]))
+    inner = None if field is None else field.annotation
+    if len(place) > 1 and isinstance(inner, type) and issubclass(inner, BaseModel):
+        return _field(inner, place[1:])
+    return field
+
+
+def _known(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The keys that are known at a place of nested models."""
+    field = _field(model, place) if place else None
+    inner: Any = model if field is None else field.annotation
+    return [*inner.model_fields, *(["init_uniform"] if inner is AlignmentConfig else [])]

@@ -30,7 +30,7 @@ from kvviz.diagnostics.errors import HeadErrors, head_errors
 from kvviz.geometry import Geometry
 from kvviz.pair import LoadedModel
 from kvviz.segments import Segment, match_segments, split_text, token_segments
-from kvviz.trace import Trace
+from kvviz.trace import Space, Trace
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Inspection:
         return self.reading.trace_s.geometry
 
     @cached_property
-    def key_space(self) -> str:
+    def key_space(self) -> Space:
         return resolve_key_space(self.config, self.reading.trace_t, self.reading.trace_s)
 
     @cached_property

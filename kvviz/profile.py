@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvviz.align.aligner import PARTS
+from kvviz.align.aligner import PARTS, Part
 from kvviz.align.calibrate import states
 from kvviz.capture import attention_agreement, capture
 from kvviz.config import AlignmentConfig
@@ -111,17 +112,15 @@ def _stages(
     measure("capture student", student, lambda: capture(student, [student_text]).k)
     aligner, warp = inspection.alignment.aligner, inspection.warp
     for part in PARTS:
-        x = measure(
-            f"teacher {part}",
-            student,
-            lambda part=part: (
-                states(inspection.reading.trace_t, part, inspection.key_space).float().to(student.device)
-            ),
-        )
-        x = measure(f"layers {part}", student, lambda x=x: aligner.map_layers(x))
-        x = measure(f"time {part}", student, lambda x=x: warp.apply(x))
-        measure(f"heads and dims {part}", student, lambda x=x, part=part: aligner.projector(part)(x))
+        x = measure(f"teacher {part}", student, partial(_teacher_states, inspection, part, student.device))
+        x = measure(f"layers {part}", student, partial(aligner.map_layers, x))
+        x = measure(f"time {part}", student, partial(warp.apply, x))
+        measure(f"heads and dims {part}", student, partial(aligner.projectors[part], x))
     return stages
+
+
+def _teacher_states(inspection: Inspection, part: Part, device: torch.device) -> Tensor:
+    return states(inspection.reading.trace_t, part, inspection.key_space).float().to(device)
 
 
 def as_table(report: dict[str, Any]) -> str:

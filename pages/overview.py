@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -13,10 +14,12 @@ from app.reproduce import reproduce
 from app.text import coloured_tokens, legend
 from app.writing import teacher_writes
 from kvviz import bundled
-from kvviz.align.aligner import PARTS
+from kvviz.align.aligner import PARTS, Part
 from kvviz.figures.overview import headline
 from kvviz.figures.pipeline import Stage, pipeline
 from kvviz.geometry import Geometry
+
+SHOWN: tuple[Part, ...] = ("k", "v")
 
 
 def draw() -> None:
@@ -59,7 +62,7 @@ def _headline(page: Page) -> None:
     inspection = page.inspection
     errors, baseline = inspection.errors, inspection.baseline_errors
     columns = st.columns(4)
-    for column, part in zip(columns, ("k", "v"), strict=False):
+    for column, part in zip(columns, SHOWN, strict=False):
         now, then = errors[part].total["relative_error"], baseline[part].total["relative_error"]
         column.metric(
             f"{part.upper()} relative error",
@@ -126,7 +129,7 @@ def _held_out(page: Page) -> None:
     if page.inspection.calibration is None:
         st.info("Calibrate this pair (above) to compare the maps on held-out texts.", icon=":material/info:")
         return
-    arms = {
+    arms: dict[str, dict[str, Any]] = {
         "flat, fitted": {"kv_projection_mode": "flat", "init": "fitted", "flat_kind": "linear"},
         "per head, fitted": {"kv_projection_mode": "structured", "init": "fitted", "share_dim_proj": False},
         "structured, fitted": {"kv_projection_mode": "structured", "init": "fitted", "share_dim_proj": True},
@@ -143,8 +146,8 @@ def _held_out(page: Page) -> None:
     values: dict[str, dict[str, float]] = {"K": {}, "V": {}, "Q": {}}
     for arm, changes in arms.items():
         report = page.inspection.held_out(**({"share_layers": False} | changes))
-        for part in values:
-            values[part][arm] = math.nan if report is None else report.scores[part.lower()].total_r2
+        for part in PARTS:
+            values[part.upper()][arm] = math.nan if report is None else report.scores[part].total_r2
     st.plotly_chart(
         headline(values, theme=page.theme), theme=None, key="held-out", config=page.theme.modebar()
     )

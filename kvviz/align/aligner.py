@@ -20,9 +20,8 @@ from kvviz.align.layers import layer_map
 from kvviz.align.time import TimeWarper
 from kvviz.align.warp import Warp
 from kvviz.config import AlignmentConfig, FlatKind, Mode
-from kvviz.geometry import Geometry
+from kvviz.geometry import Geometry, Part
 
-Part = Literal["q", "k", "v"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -138,7 +137,7 @@ class MapProjectionAligner(nn.Module):
 
     def projector(self, part: Part) -> Projector:
         """The projector of q, k or v."""
-        return self.projectors[part]  # type: ignore[return-value]
+        return self.projectors[part]
 
     def parameter_count(self) -> int:
         """Number of trainable parameters; 3 · (H_s·H_t + D_s·D_t) for the report's shared structured form."""

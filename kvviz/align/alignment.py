@@ -19,7 +19,7 @@ from kvviz.align.text import text_warp
 from kvviz.align.warp import Warp
 from kvviz.config import AlignmentConfig, ConfigError
 from kvviz.geometry import Geometry
-from kvviz.trace import Trace
+from kvviz.trace import Space, Trace
 
 CKA_LAYERS = 2  # How many teacher layers a student layer reads under the cka strategy.
 
@@ -33,7 +33,7 @@ class Alignment:
     """
 
     config: AlignmentConfig
-    key_space: str
+    key_space: Space
     aligned: dict[Part, Tensor]
     student: dict[Part, Tensor]
     trace_t: Trace
@@ -56,7 +56,7 @@ class Alignment:
         return replace(self.trace_s, q=q, k=k, v=v)
 
 
-def resolve_key_space(config: AlignmentConfig, teacher: Trace, student: Trace) -> str:
+def resolve_key_space(config: AlignmentConfig, teacher: Trace, student: Trace) -> Space:
     """`pre_rope` or `post_rope`.
 
     Raises:
@@ -92,7 +92,7 @@ def resolve_layer_map(
         config.layer_matrix if config.layer_mapping_strategy == "custom" else config.layer_mapping_strategy
     )
     try:
-        return layer_map(student.layers, teacher.layers, strategy)  # type: ignore[arg-type]
+        return layer_map(student.layers, teacher.layers, strategy)
     except ValueError as error:
         raise ConfigError(f"layer_matrix: {error}") from error
 
@@ -115,7 +115,7 @@ def resolve_warp(
     return time_warper(config).warp(ids_t, ids_s.shape[1], ids_s)
 
 
-def layer_similarity(teacher: Trace, student: Trace, warp: Warp, key_space: str) -> Tensor:
+def layer_similarity(teacher: Trace, student: Trace, warp: Warp, key_space: Space) -> Tensor:
     """Linear CKA of keys between every student and teacher layer on one batch, `[L_s, L_t]`."""
     valid = student.attention_mask[0].cpu()
 
@@ -164,7 +164,7 @@ def align(
     aligner: MapProjectionAligner,
     warp: Warp,
     config: AlignmentConfig,
-    key_space: str,
+    key_space: Space,
 ) -> Alignment:
     """Carry one captured text through a ready aligner, in float32 on the CPU or the student's device."""
     device = student.k.device
@@ -172,12 +172,12 @@ def align(
     aligner = aligner.to(device).eval()
     parts = {part: states(teacher, part, key_space).float().to(device) for part in ("k", "v", "q")}
     k, v, q = aligner(parts["k"], parts["v"], parts["q"], warp=warp)
-    own = {part: states(student, part, key_space).float() for part in ("q", "k", "v")}
+    own: dict[Part, Tensor] = {part: states(student, part, key_space).float() for part in ("q", "k", "v")}
     return Alignment(
         config=config,
         key_space=key_space,
         aligned={"q": q, "k": k, "v": v},
-        student=own,  # type: ignore[arg-type]
+        student=own,
         trace_t=teacher,
         trace_s=student,
         layer_matrix=aligner.layer_matrix,

@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from kvviz.align.text import text_warp
 from kvviz.capture import capture
 from kvviz.geometry import Geometry
 from kvviz.pair import LoadedModel
-from kvviz.trace import Trace
+from kvviz.trace import Space, Trace
 
 FORMAT = 1  # Part of every key: raise it when the meaning of the sums changes.
 CROSS_LIMIT = 256 * 2**20
@@ -88,7 +88,7 @@ class Calibration:
     `cross` says that they hold every pair of teacher layers; else `layer_matrix` is baked in.
     """
 
-    splits: dict[Part, tuple[CrossMoments, ...] | tuple[Moments, ...]]
+    splits: dict[Part, tuple[CrossMoments | Moments, ...]]
     cross: bool
 
     def under(self, layer_matrix: Tensor) -> dict[Part, SplitMoments]:
@@ -116,7 +116,7 @@ def collect(
     teacher: LoadedModel,
     student: LoadedModel,
     texts: CalibrationTexts,
-    key_space: str,
+    key_space: Space,
     layer_matrix: Tensor,
     *,
     batch_size: int = 10,
@@ -160,10 +160,10 @@ def collect(
                 progress(done, total)
         for part in PARTS:
             sums[part].append(running[part])
-    return Calibration({part: tuple(sums[part]) for part in PARTS}, cross)  # type: ignore[misc]
+    return Calibration({part: tuple(sums[part]) for part in PARTS}, cross)
 
 
-def states(trace: Trace, part: Part, key_space: str) -> Tensor:
+def states(trace: Trace, part: Part, key_space: Space) -> Tensor:
     """A trace's q, k or v `[batch, layer, head, position, dim]` in a key space (values know no rotation)."""
     if part == "v":
         return trace.v
@@ -171,8 +171,12 @@ def states(trace: Trace, part: Part, key_space: str) -> Tensor:
 
 
 def _batch_moments(
-    teacher: LoadedModel, student: LoadedModel, batch: list[str], key_space: str, layer_matrix: Tensor | None
-):
+    teacher: LoadedModel,
+    student: LoadedModel,
+    batch: list[str],
+    key_space: Space,
+    layer_matrix: Tensor | None,
+) -> Iterator[tuple[Part, CrossMoments | Moments]]:
     trace_t, trace_s = capture(teacher, batch), capture(student, batch)
     warp = text_warp(trace_t.offsets, trace_t.attention_mask, trace_s.offsets, trace_s.attention_mask)
     valid = trace_s.attention_mask
@@ -202,7 +206,11 @@ def cache_folder() -> Path:
 
 
 def calibration_key(
-    teacher: LoadedModel, student: LoadedModel, texts: CalibrationTexts, key_space: str, layer_matrix: Tensor
+    teacher: LoadedModel,
+    student: LoadedModel,
+    texts: CalibrationTexts,
+    key_space: Space,
+    layer_matrix: Tensor,
 ) -> str:
     """A name for everything the sums depend on: weights, texts, key space and, where baked in, the layer map."""
     parts = {
@@ -224,8 +232,8 @@ def load(key: str) -> Calibration | None:
     try:
         with safe_open(path, framework="pt") as file:
             cross = file.metadata()["cross"] == "1"
-            kind = CrossMoments if cross else Moments
-            splits = {
+            kind: type[CrossMoments] | type[Moments] = CrossMoments if cross else Moments
+            splits: dict[Part, tuple[CrossMoments | Moments, ...]] = {
                 part: tuple(
                     kind(*(file.get_tensor(f"{part}.{split}.{field.name}") for field in fields(kind)))
                     for split in range(3)
@@ -236,7 +244,7 @@ def load(key: str) -> Calibration | None:
         # A write that was cut short by a full disk, say: the texts can be read again.
         path.unlink(missing_ok=True)
         return None
-    return Calibration(splits, cross)  # type: ignore[arg-type]
+    return Calibration(splits, cross)
 
 
 def save(key: str, calibration: Calibration) -> None:
