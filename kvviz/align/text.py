@@ -99,6 +99,7 @@ def _sample(
 
     position = np.zeros((len(spans_s), 1), np.int64)
     weight = np.zeros((len(spans_s), 1))
+    left_out = np.zeros(len(spans_s), bool)
     if len(student.places):
         first = np.searchsorted(teacher.end, student.start, side="right")
         last = np.searchsorted(teacher.start, student.end, side="left")
@@ -114,6 +115,7 @@ def _sample(
         uncovered = total[:, 0] == 0
         tap[uncovered, 0] = _nearest(teacher, student.start[uncovered], student.end[uncovered])
         shared[uncovered, 0] = total[uncovered] = 1.0
+        left_out[student.places[uncovered]] = True
         position, weight = np.zeros((len(spans_s), width), np.int64), np.zeros((len(spans_s), width))
         position[student.places], weight[student.places] = teacher.places[tap], shared / total
 
@@ -124,6 +126,9 @@ def _sample(
             theirs = teacher.places[_nearest(teacher, at, at)]
         position[places, :1] = _in_order(theirs, len(places))
         weight[places, 0] = 1.0
+    # A student token before may read a teacher's token without characters that stands beyond the nearest edge.
+    furthest = np.maximum.accumulate(np.where(weight > 0, position, 0).max(axis=1))
+    position[left_out, 0] = furthest[left_out]
     return rows, position[rows], weight[rows]
 
 

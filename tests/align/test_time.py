@@ -496,9 +496,9 @@ def test_four_thousand_positions_take_well_under_a_second():
         lambda: segment_warp(ids, 3500, torch.randint(0, 5, (1, 3500), generator=generator)),
         lambda: segment_warp(ids.sort(dim=1).values, 4096, ids),
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         task()
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
