@@ -1,7 +1,7 @@
 // A heatmap on canvas: one byte a cell, exact cell on click. Text from prompts and models reaches the page only through
 // fillText and textContent, which know no markup.
 
-const MARGIN = { left: 82, top: 4, right: 6, bottom: 84 };
+const MARGIN = { left: 82, top: 8, right: 6, bottom: 80 };
 const FONT = "11px sans-serif";
 const TOKEN_ROOM = 11; // pixels a label needs across its line
 const NUMBER_ROOM = 34; // pixels a number needs along its line
@@ -328,11 +328,13 @@ class Chart {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.drawAxes(context, panel);
     this.drawSelection(panel, ratio);
-    const whole = view.rows >= data.rows && view.cols >= data.cols;
-    const dense = view.cols > panel.wide * ratio || view.rows > panel.high * ratio;
+    panel.dense = view.cols > panel.wide * ratio || view.rows > panel.high * ratio;
+    panel.whole = view.rows >= data.rows && view.cols >= data.cols;
     this.root.querySelector(".hint").textContent =
-      (dense ? "Each pixel shows the strongest of its cells. " : "") +
-      (whole ? "Ctrl + wheel zooms, arrow keys move the selection." : "Drag to move, All to see the whole map.");
+      (this.panels.some((one) => one.dense) ? "Each pixel shows the strongest of its cells. " : "") +
+      (this.panels.every((one) => one.whole)
+        ? "Ctrl + wheel zooms, arrow keys move the selection."
+        : "Drag to move, All to see the whole map.");
   }
 
   /** The part of a map in view, `wide` × `high` device pixels. A pixel that covers several cells shows the strongest. */

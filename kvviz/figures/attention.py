@@ -13,9 +13,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from kvviz.figures.canvas import DECADES, Bend, CanvasPanel, quantise
-from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, cells, color_bar
-from kvviz.figures.labels import number, x_ticks, y_ticks
-from kvviz.figures.segments import token_alias
+from kvviz.figures.heatmap import PAGE_WIDTH, STEADY, Bracket, cells, clicks, color_bar
+from kvviz.figures.labels import hover_tokens, number, token_axis, x_ticks, y_ticks
 from kvviz.figures.theme import Theme
 from kvviz.figures.tokens import token_values
 
@@ -179,14 +178,14 @@ def attention_maps(
         )
         ticks_x, _ = x_ticks(names, panel_width, limit=10)
         ticks_y, _ = y_ticks(names, panel_height, limit=10)
-        bare = {"showgrid": False, "zeroline": False, "labelalias": token_alias(names)}
+        bare = {"showgrid": False, "zeroline": False}
         count = len(names)
         figure.update_xaxes(
             range=[-0.5, count - 0.5],
             title={"text": f"key ({side} token)", "standoff": 2},
             row=row,
             col=col,
-            **ticks_x,
+            **token_axis(ticks_x, names),
             **bare,
         )
         figure.update_yaxes(
@@ -194,7 +193,7 @@ def attention_maps(
             title={"text": f"query ({side} token)", "standoff": 2},
             row=row,
             col=col,
-            **ticks_y,
+            **token_axis(ticks_y, names),
             **bare,
         )
     row, col = places[3]
@@ -240,16 +239,17 @@ def _add_row_bars(
 ) -> None:
     finite = values[np.isfinite(values)]
     top = max(float(finite.max()), 1e-12) if finite.size else 1.0
-    aliases = token_alias(tokens)
+    lines = hover_tokens(tokens)
     figure.add_bar(
         name="KL of each row",
         orientation="h",
         y=list(range(len(values))),
         x=np.where(np.isfinite(values), values, 0.0),
         marker={"color": theme.accent, "line": {"width": 0}},
-        customdata=[[position] for position in range(len(values))],
+        customdata=clicks(range(len(values))),
+        **STEADY,
         hovertext=[
-            f"query {aliases[str(position)]}<br>KL: <b>{number(float(value))}</b> nats"
+            f"query {lines[position]}<br>KL: <b>{number(float(value))}</b> nats"
             for position, value in enumerate(values)
         ],
         hovertemplate="%{hovertext}<extra></extra>",

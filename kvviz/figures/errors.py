@@ -10,8 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, Scale, cells, color_bar, limits
-from kvviz.figures.labels import x_ticks, y_ticks
-from kvviz.figures.segments import token_alias
+from kvviz.figures.labels import escape, token_axis, x_ticks, y_ticks
 from kvviz.figures.theme import Theme, translucent
 from kvviz.figures.tokens import token_values
 
@@ -165,7 +164,7 @@ def head_matrices(
     figure.update_xaxes(
         range=[-0.5, dims - 0.5], title={"text": "head dim", "standoff": 2}, **ticks_x, **bare
     )
-    figure.update_yaxes(range=[count - 0.5, -0.5], labelalias=token_alias(tokens), **ticks_y, **bare)
+    figure.update_yaxes(range=[count - 0.5, -0.5], **token_axis(ticks_y, tokens), **bare)
     figure.update_yaxes(title={"text": "student token", "standoff": 4}, row=1, col=1)
     return figure
 
@@ -221,7 +220,7 @@ def cosine_histogram(
     ticks = [n for n in (-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.5, 0.8, 0.95, 1) if n >= low]
     figure.update_xaxes(
         range=[low, 1.0],
-        title={"text": unit},
+        title={"text": escape(unit)},
         tickvals=ticks,
         ticktext=["1" if n == 1 else f"{n:g}".replace("-", "−") for n in ticks],
         showgrid=False,

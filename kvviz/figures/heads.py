@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, cells
+from kvviz.figures.heatmap import PAGE_WIDTH, STEADY, Bracket, cells, clicks
 from kvviz.figures.labels import escape, number, x_ticks
 from kvviz.figures.theme import Theme
 
@@ -92,7 +92,8 @@ def head_bars(
                 "width": [3 if head == selected else 0 for head in range(len(values))],
             },
         },
-        customdata=[[head] for head in range(len(values))],
+        customdata=clicks(range(len(values))),
+        **STEADY,
         hovertext=[
             f"{escape(head_title)} <b>{head}</b><br>{escape(unit)}: <b>{number(float(value))}</b>"
             + ("<br>dead: reads almost nothing" if head in gone else "")

@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from kvviz.figures.labels import escape, label, number, pixels, x_ticks, y_ticks
-from kvviz.figures.theme import Theme, readable_on
+from kvviz.figures.theme import CLEAR, Theme, readable_on
 
 Scale = Literal["sequential", "diverging", "unit"]
 Bracket = tuple[int, int, str]
@@ -205,6 +205,21 @@ def cells(
     return figure
 
 
+# Bars keep their colours when one of them is selected: what is selected is shown by a frame, which outlives a redraw.
+STEADY = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}}}
+
+
+def clicks(*columns: Sequence | np.ndarray) -> np.ndarray:
+    """`customdata` from one sequence for each of its columns: [points, columns] of plain objects.
+
+    Numbers in a typed array would come back from a click as {"0": …, "1": …}.
+    """
+    data = np.empty((len(columns[0]), len(columns)), dtype=object)
+    for index, column in enumerate(columns):
+        data[:, index] = column.tolist() if isinstance(column, np.ndarray) else list(column)
+    return data
+
+
 def clicked_cell(points: Sequence[dict]) -> tuple[int, int] | None:
     """(row, col) from the points of a plotly selection event on `cells`, None when there are none.
 
@@ -232,21 +247,29 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> list[str]:
 
 
 def _add_written(figure: go.Figure, values: np.ndarray, span: Limits, stops, theme: Theme) -> None:
-    """Each value in its cell, black or white, whichever is easier to read on the cell's colour."""
-    rows, cols = np.nonzero(np.isfinite(values))
-    finite = values[rows, cols]
-    fractions = (finite - span.low) / (span.high - span.low)
-    figure.add_scatter(
-        name="written",
-        x=cols.tolist(),
-        y=rows.tolist(),
-        mode="text",
-        text=[
-            "0" if v == 0 else (f"{v:.2f}" if abs(v) < 100 else f"{v:.2g}").replace("-", "−") for v in finite
-        ],
-        textfont={"size": 11, "color": [readable_on(theme.color_at(float(f), stops)) for f in fractions]},
-        hoverinfo="skip",
-    )
+    """Each value in its cell, black or white, whichever is easier to read on the cell's colour.
+
+    As two clear heatmaps, one a text colour: the text of a scatter would fade when a cell is selected.
+    """
+    finite = np.isfinite(values)
+    texts = np.full(values.shape, "", dtype=object)
+    inks = np.full(values.shape, "", dtype=object)
+    for row, col in np.argwhere(finite):
+        value = float(values[row, col])
+        short = "0" if value == 0 else f"{value:.2f}" if abs(value) < 100 else f"{value:.2g}"
+        texts[row, col] = short.replace("-", "−")
+        inks[row, col] = readable_on(theme.color_at((value - span.low) / (span.high - span.low), stops))
+    for ink in sorted(set(inks[finite])):
+        figure.add_heatmap(
+            name="written",
+            z=np.where(inks == ink, 0.0, np.nan),
+            text=texts,
+            texttemplate="%{text}",
+            textfont={"size": 11, "color": ink},
+            colorscale=[[0, CLEAR], [1, CLEAR]],
+            showscale=False,
+            hoverinfo="skip",
+        )
 
 
 def _add_missing(figure: go.Figure, shown: np.ndarray, theme: Theme) -> None:
@@ -293,15 +316,15 @@ def _add_click_layer(figure, values, row_names, col_names, row_title, col_title,
     row_index, col_index = np.indices((rows, cols)).reshape(2, -1)
     figure.add_scatter(
         name="cells",
-        x=col_index.tolist(),
-        y=row_index.tolist(),
+        x=col_index,
+        y=row_index,
         mode="markers",
         # Small on purpose: inside overlapping markers plotly could not tell which cell is nearer.
         marker={"symbol": "square", "size": 6, "opacity": 0},
         selected={"marker": {"opacity": 0}},
         unselected={"marker": {"opacity": 0}},
-        customdata=np.stack([row_index, col_index], axis=1).tolist(),
-        text=texts,
+        customdata=clicks(row_index, col_index),
+        text=np.array(texts, dtype=object),
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )

@@ -104,6 +104,20 @@ def y_ticks(names: Sequence[str], room: float, *, limit: int = 14, font: int = F
     return _ticks(shown, every, font) | {"tickangle": 0}, widest(shown, font) + 8
 
 
+def token_axis(ticks: dict, tokens: Sequence[str]) -> dict:
+    """`ticks` (from `x_ticks` or `y_ticks`) of an axis of tokens on which hovers say position and whole token.
+
+    `labelalias` turns a position in a hover into "12 “token”", with T texts for the T² cells of a map. Plotly would take the
+    shortened text of a tick instead where one stands at that very position (within a 10,000th of the axis): the ticks stand
+    a 4,000th of the axis aside, which nobody sees.
+    """
+    aside = len(tokens) / 4000
+    return ticks | {
+        "tickvals": [position + aside for position in ticks["tickvals"]],
+        "labelalias": {str(position): line for position, line in enumerate(hover_tokens(tokens))},
+    }
+
+
 def _ticks(shown: Sequence[str], every: int, font: int) -> dict:
     positions = list(range(0, len(shown), every))
     return {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from kvviz.figures.heatmap import PAGE_WIDTH, cells
+from kvviz.figures.heatmap import PAGE_WIDTH, STEADY, cells, clicks
 from kvviz.figures.labels import escape, number, x_ticks
 from kvviz.figures.theme import Theme
 
@@ -86,7 +86,8 @@ def per_layer_error(
             y=values,
             width=bar * 0.92,
             marker={"color": theme.part(part)},
-            customdata=[[layer] for layer in range(count)],
+            customdata=clicks(range(count)),
+            **STEADY,
             hovertext=[
                 f"student layer <b>{layer}</b>, {escape(part)}<br>{escape(unit)}: <b>{number(float(value))}</b>"
                 for layer, value in enumerate(values)

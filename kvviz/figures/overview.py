@@ -72,12 +72,11 @@ def headline(
                 },
                 "line": {"width": 0},
             },
-            customdata=[
-                [escape(method), number(float(v))] for method, v in zip(methods, numbers, strict=True)
+            hovertext=[
+                f"{escape(part)}, {escape(method)}<br>{escape(unit)}: <b>{number(float(v))}</b>"
+                for method, v in zip(methods, numbers, strict=True)
             ],
-            hovertemplate=(
-                f"{escape(part)}, %{{customdata[0]}}<br>{escape(unit)}: <b>%{{customdata[1]}}</b><extra></extra>"
-            ),
+            hovertemplate="%{hovertext}<extra></extra>",
             row=1,
             col=col,
         )

@@ -9,8 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from kvviz.figures.heatmap import color_bar
-from kvviz.figures.labels import escape, hover_tokens, label, x_ticks, y_ticks
+from kvviz.figures.heatmap import STEADY, clicks, color_bar
+from kvviz.figures.labels import escape, hover_tokens, label, token_axis, x_ticks, y_ticks
 from kvviz.figures.theme import Theme, translucent
 from kvviz.figures.tokens import ribbon_hover
 
@@ -174,23 +174,16 @@ def warp_heatmap(
     figure.update_xaxes(
         range=[-0.5, cols - 0.5],
         title={"text": "teacher token"},
-        labelalias=token_alias(teacher_tokens),
-        **x_axis,
+        **token_axis(x_axis, teacher_tokens),
         **bare,
     )
     figure.update_yaxes(
         range=[rows - 0.5, -0.5],
         title={"text": "student token"},
-        labelalias=token_alias(student_tokens),
-        **y_axis,
+        **token_axis(y_axis, student_tokens),
         **bare,
     )
     return figure
-
-
-def token_alias(tokens: Sequence[str]) -> dict[str, str]:
-    """`labelalias` of an axis: in hovers a position becomes "12 “token”", with T texts for T² cells."""
-    return {str(position): line for position, line in enumerate(hover_tokens(tokens))}
 
 
 def _runs(ids: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -273,7 +266,8 @@ def _ribbon(side, tokens, ids, names, low: float, high: float, theme: Theme) -> 
             "color": [theme.segment(int(segment)) for segment in ids],
             "line": {"color": theme.background, "width": 0.8 if count <= 300 else 0},
         },
-        customdata=[[side, position] for position in range(count)],
+        customdata=clicks([side] * count, range(count)),
+        **STEADY,
         hovertext=[f"{side} {line}" for line in ribbon_hover(tokens, ids, names)],
         hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
@@ -299,4 +293,5 @@ def _reading_marks(weight: np.ndarray, teacher_tokens: Sequence[str], theme: The
                 marker={"symbol": symbol, "size": 6, "color": color},
                 text=[f"teacher token {lines[position]}<br>{escape(name)}" for position in positions],
                 hovertemplate="%{text}<extra></extra>",
+                **STEADY,
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from kvviz.figures.heatmap import color_bar, limits
+from kvviz.figures.heatmap import STEADY, clicks, color_bar, limits
 from kvviz.figures.labels import columns, escape, hover_tokens, label, number, visible, x_ticks
 from kvviz.figures.theme import Theme, readable_on
 
@@ -62,7 +62,8 @@ def token_ribbon(
         y=[1] * count,
         width=[1.0] * count,
         marker={"color": fills, "line": {"color": theme.background, "width": 1 if count <= 300 else 0}},
-        customdata=[[position] for position in range(count)],
+        customdata=clicks(range(count)),
+        **STEADY,
         hovertext=ribbon_hover(tokens, segment_ids, names),
         hovertemplate="%{hovertext}<extra></extra>",
         **(
@@ -136,7 +137,7 @@ def token_values(
         f"token {text}<br>{escape(unit)}: <b>{number(float(value))}</b>"
         for text, value in zip(hover_tokens(tokens), values, strict=True)
     ]
-    positions = [[position] for position in range(len(tokens))]
+    positions = clicks(range(len(tokens)))
 
     figure = go.Figure()
     figure.add_bar(
@@ -146,6 +147,7 @@ def token_values(
         base=tops,
         width=np.maximum(width - (0.35 if flowing else 0.0), 0.1),
         customdata=positions,
+        **STEADY,
         hovertext=hovers,
         hovertemplate="%{hovertext}<extra></extra>",
         marker={
@@ -166,6 +168,8 @@ def token_values(
             mode="text",
             text=[label(token, 24) for token in tokens],
             textfont={"size": 11, "color": theme.text, "family": "monospace"},
+            selected={"textfont": {"color": theme.text}},
+            unselected={"textfont": {"color": theme.text}},
             customdata=positions,
             hovertext=hovers,
             hovertemplate="%{hovertext}<extra></extra>",
