@@ -13,7 +13,7 @@ import streamlit as st  # noqa: E402
 
 from app import sidebar, view  # noqa: E402
 
-st.set_page_config(page_title="kvviz", page_icon=":material/grid_on:", layout="wide")
+st.set_page_config(page_title="kvviz", page_icon=str(ROOT / "app" / "icon.png"), layout="wide")
 
 PAGES = [
     ("overview", "Overview", ":material/dashboard:"),
