@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import resources
+from app.selection import strip
 from app.view import View, current, update
 from kvviz import bundled
 from kvviz.align import calibrate
@@ -50,8 +51,11 @@ def heading(title: str, question: str) -> None:
         )
 
 
-def open_page(title: str, question: str) -> Page:
-    """Heading, models, traces and inspection of the current view; stops the page with a message where one fails."""
+def open_page(title: str, question: str, nothing_selected: str = "") -> Page:
+    """Heading, models, traces and inspection of the current view; stops the page with a message where one fails.
+
+    nothing_selected: what to do while no head is selected, in the place where the selected head is named.
+    """
     heading(title, question)
     view = current()
     try:
@@ -75,7 +79,9 @@ def open_page(title: str, question: str) -> Page:
         explain("This alignment cannot be made.", str(error), "Change it in the sidebar, or reset it here.")
         st.button("Reset the alignment", on_click=lambda: update(**_default_alignment()))
         st.stop()
-    return Page(view, theme(), teacher, student, reading, inspection)
+    page = Page(view, theme(), teacher, student, reading, inspection)
+    strip(page, nothing_selected)
+    return page
 
 
 def explain(what: str, why: str, do: str) -> None:
@@ -141,15 +147,17 @@ def _calibrated(view: View, reading: Reading, teacher: LoadedModel, student: Loa
     with slot.container():
         bar = st.progress(0.0, "Calibrating: both models read the calibration texts, once.")
         st.button("Cancel", key="calibrate.cancel")
+
+        def read_so_far(done: int, total: int) -> None:
+            bar.progress(done / total, f"Calibrating: {done} of {total} texts read")
+
         found = calibrate.collect(
             teacher,
             student,
             texts,
             Inspection(reading, view.alignment).key_space,
             Inspection(reading, view.alignment).layer_matrix,
-            progress=lambda done, total: bar.progress(
-                done / total, f"Calibrating: {done} of {total} texts read"
-            ),
+            progress=read_so_far,
         )
         calibrate.save(key, found)
     slot.empty()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kvviz.align.aligner import Part
 from kvviz.config import AlignmentConfig, tolerant
+from kvviz.figures.canvas import Bend
 from kvviz.pair import Device, Dtype, ModelSpec
 
 SPELLED_LIMIT = 4000  # Characters of a text that still fit into an address people can send around.
@@ -45,9 +46,15 @@ class View(BaseModel):
 
     part: Part = "k"
     layer: int = Field(0, ge=0)
-    head: int = Field(0, ge=0)
+    head: int | None = Field(None, ge=0)  # None: no head is followed, all are shown.
     token: int | None = Field(None, ge=0)
     metric: Metric = "relative_error"
+    baseline: bool = Field(
+        False,
+        title="Show the identity baseline",
+        description="In place of the aligner: group means over heads, the first dims, no parameters.",
+    )
+    bend: Bend = "sqrt"
     teacher_layer: int = Field(0, ge=0)
     segment_side: Side = "teacher"
     segment: int = Field(0, ge=0)
