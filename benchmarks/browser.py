@@ -1,0 +1,151 @@
+"""From a click to the new picture, and from the server's start to the first picture, in a real Chromium.
+
+    .venv/bin/python benchmarks/browser.py [--repeats 15]
+
+For each page a control is moved to and fro. The clock starts in the browser when the control reacts and stops when the
+page's script has ended and the last chart has been drawn again. The server runs with a cache of its own: the first start
+includes the calibration of the bundled pair, the second finds it on disk. Prints Markdown; medians and 95th percentiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync".split()
+READY = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
+# The clock: the last redraw of any chart and the last end of a script run, since `window.pressed`.
+CLOCK = """() => {
+    const app = document.querySelector('[data-testid=stApp]');
+    window.last = 0; window.ran = false; window.pressed = performance.now();
+    if (window.watching) return;
+    window.watching = true;
+    new MutationObserver(changes => {
+        window.last = performance.now();
+        if (app.dataset.testScriptState === 'running') window.ran = true;
+    }).observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
+}"""
+SETTLED = f"window.ran && ({READY}) && performance.now() - window.last > 250"
+
+
+def serve(cache: str) -> tuple[subprocess.Popen, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "KVVIZ_CACHE": cache},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return server, f"http://127.0.0.1:{port}"
+
+
+def first_picture(page: Page, base: str) -> tuple[float, float]:
+    """Seconds until the first chart stands, and until the page is whole, from now on."""
+    start = time.perf_counter()
+    while True:
+        try:
+            urllib.request.urlopen(f"{base}/_stcore/health", timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+    page.goto(base)
+    page.wait_for_selector(".js-plotly-plot .main-svg", timeout=300_000)
+    first = time.perf_counter() - start
+    page.wait_for_function(READY, timeout=300_000)
+    return first, time.perf_counter() - start
+
+
+def timed(page: Page, act: Callable[[], None]) -> float:
+    """Seconds from an action to the settled picture."""
+    page.evaluate(CLOCK)
+    act()
+    page.wait_for_function(SETTLED, timeout=120_000)
+    page.wait_for_timeout(100)
+    return page.evaluate("(window.last - window.pressed) / 1000")
+
+
+def press_slider(page: Page, name: str, key: str) -> Callable[[], None]:
+    slider = page.get_by_role("slider", name=name).first
+
+    def press() -> None:
+        slider.focus()
+        slider.press(key)
+
+    return press
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=15, help="moves of each control")
+    options = parser.parse_args()
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        sys.exit("no Chromium found: apt-get install chromium")
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        tempfile.TemporaryDirectory() as profile,
+        sync_playwright() as play,
+    ):
+        context = play.chromium.launch_persistent_context(
+            profile, executable_path=executable, args=FLAGS, viewport={"width": 1280, "height": 900}
+        )
+        print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+        print("| server start | first picture | whole page |\n|---|---|---|")
+        for label in ("first ever (calibrates)", "later"):
+            server, base = serve(cache)
+            page = context.new_page()
+            first, whole = first_picture(page, base)
+            print(f"| {label} | {first:.1f} s | {whole:.1f} s |", flush=True)
+            if label == "later":
+                break
+            page.close()
+            server.terminate()
+            server.wait()
+        print("\n| page | control | median | p95 |\n|---|---|---|---|")
+        for path in ("overview", "layers", "segments", "heads", "errors", "attention"):
+            query = "?layer=1&head=0&time_method=linear"
+            page.goto(f"{base}/{'' if path == 'overview' else path}{query}")
+            page.wait_for_selector(".js-plotly-plot .main-svg", timeout=300_000)
+            page.wait_for_function(READY, timeout=300_000)
+            page.wait_for_timeout(1500)
+            controls: dict[str, list[Callable[[], None]]] = {}
+            toggle = page.locator("[data-testid=stSidebar] .st-key-control-share_dim_proj label").first
+            controls["share the dim projection"] = [toggle.click, toggle.click]
+            sliders = page.locator("[data-testid=stMain] [role=slider]")
+            for index in range(sliders.count()):
+                name = sliders.nth(index).get_attribute("aria-label") or f"slider {index + 1}"
+                controls[name] = [
+                    press_slider(page, name, "ArrowLeft"),
+                    press_slider(page, name, "ArrowRight"),
+                ]
+            for name, (there, back) in controls.items():
+                for act in (there, back):
+                    timed(page, act)
+                seconds = [timed(page, (there, back)[turn % 2]) for turn in range(options.repeats)]
+                p95 = statistics.quantiles(seconds, n=20)[-1]
+                print(f"| {path} | {name} | {statistics.median(seconds):.2f} s | {p95:.2f} s |", flush=True)
+        server.terminate()
+        context.close()
+
+
+if __name__ == "__main__":
+    main()
