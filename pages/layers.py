@@ -11,7 +11,6 @@ from app.charts import cell_chart, chart, token_chart
 from app.controls import choice, keyed
 from app.page import Page, open_page
 from app.reproduce import reproduce
-from app.selection import strip
 from app.view import current, update
 from kvviz.align.layers import OVERLOAD, overloaded, unmapped, with_weight
 from kvviz.figures import layers as figures
@@ -23,7 +22,6 @@ MOST_NAMED = 12  # Teacher layers named one by one in a sentence.
 
 def draw() -> None:
     page = open_page("Layers", "Which teacher layers does each student layer read, and what does that cost?")
-    strip(page)
     matrix = page.inspection.layer_matrix
     row = min(page.view.layer, matrix.shape[0] - 1)
     col = min(page.view.teacher_layer, matrix.shape[1] - 1)
