@@ -31,6 +31,7 @@ class Moments:
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Moments:
         """Of paired positions: x `[layer, position, n]` (already layer-mapped), y `[layer, position, m]`."""
+        x, y = x.float(), y.float()
         x_mean, y_mean = x.double().mean(1), y.double().mean(1)
         xx, xy = _products(x, x, x_mean, x_mean), _products(x, y, x_mean, y_mean)
         return cls(
@@ -120,14 +121,15 @@ class SplitMoments:
 
 
 def _products(a: Tensor, b: Tensor, a_mean: Tensor, b_mean: Tensor) -> Tensor:
-    """AᵀB in float64 at the price of float32: the large part, the means, is added back exactly."""
-    centred_a = (a - a_mean[:, None].to(a)).float()
-    centred_b = centred_a if a is b else (b - b_mean[:, None].to(b)).float()
-    rest_a, rest_b = a.double().sum(1) - a.shape[1] * a_mean.to(a).double(), b.double().sum(1) - b.shape[1] * b_mean.to(b).double()
-    mean_a, mean_b = a_mean.to(a).double(), b_mean.to(b).double()
+    """AᵀB of float32 states in float64 at the price of float32: the large part, the means, is added back exactly."""
+    near_a, near_b = a_mean.float(), b_mean.float()
+    centred_a, centred_b = a - near_a[:, None], b - near_b[:, None]
+    # What rounding the means to float32 leaves behind.
+    count, near_a, near_b = a.shape[1], near_a.double(), near_b.double()
+    rest_a, rest_b = count * (a_mean - near_a), count * (b_mean - near_b)
     return (
         (centred_a.mT @ centred_b).double()
-        + einsum(mean_a, rest_b, "layer n, layer m -> layer n m")
-        + einsum(rest_a, mean_b, "layer n, layer m -> layer n m")
-        + a.shape[1] * einsum(mean_a, mean_b, "layer n, layer m -> layer n m")
+        + einsum(near_a, rest_b, "layer n, layer m -> layer n m")
+        + einsum(rest_a, near_b, "layer n, layer m -> layer n m")
+        + count * einsum(near_a, near_b, "layer n, layer m -> layer n m")
     )
