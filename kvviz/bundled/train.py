@@ -1,6 +1,6 @@
 """Train the bundled teacher and student from nothing: `python -m kvviz.bundled.train`.
 
-Two CPU cores are enough. The teacher is trained on a fixed schedule; the student is stopped on purpose as soon as it
+Two CPU cores are enough. The teacher is trained on a fixed schedule, the student is stopped on purpose as soon as it
 solves `goal` of the problems, so that distillation has room to show. Problems are made while training goes
 on, none is seen twice, and the problems that choose the checkpoint are not those the card reports.
 """
@@ -44,20 +44,26 @@ IGNORED = -100  # label of a position without loss
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A stretch of training with an optimiser and a learning rate schedule (warm-up, then cosine) of its own."""
+
+    steps: int
+    schedule_steps: int  # length of the whole schedule; the stage may end before it does
+    drill_share: float  # of the rows: bare equations of several problems, to practise arithmetic cheaply
+    warmup_steps: int = 100
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides how one of the two is trained."""
 
     model: dict[str, Any]
     seed: int
-    steps: int
+    stages: tuple[Stage, ...]
     goal: float  # share of the selection problems at which training stops
     brief_share: float
-    drill_share: float = (
-        0.2  # of the rows: bare equations of several problems, to practise arithmetic cheaply
-    )
     batch_size: int = 32
     learning_rate: float = 2e-3
-    warmup_steps: int = 100
     evaluate_every: int = 250
     selection_problems: int = 200
     report_problems: int = 500
@@ -77,7 +83,12 @@ RECIPES: dict[Role, Recipe] = {
             "tie_word_embeddings": False,
         },
         seed=1,
-        steps=2000,
+        # The words come first and the arithmetic late, one operation after the other: the second stage
+        # starts the schedule again, with more drill.
+        stages=(
+            Stage(steps=1250, schedule_steps=2000, drill_share=0.2),
+            Stage(steps=1400, schedule_steps=1400, drill_share=0.35, warmup_steps=50),
+        ),
         goal=0.985,
         brief_share=0.1,
         batch_size=24,
@@ -94,7 +105,7 @@ RECIPES: dict[Role, Recipe] = {
             "tie_word_embeddings": True,
         },
         seed=2,
-        steps=3000,
+        stages=(Stage(steps=3000, schedule_steps=3000, drill_share=0.2),),
         goal=0.35,
         brief_share=0.25,
         evaluate_every=100,
@@ -105,8 +116,8 @@ RECIPES: dict[Role, Recipe] = {
 class ProblemStream(IterableDataset):
     """Endless training problems as token ids and labels, ordered so that each batch holds texts of like length."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, batches: int = 25):
-        self.tokenizer, self.recipe, self.batches = tokenizer, recipe, batches
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, stage: int = 0, batches: int = 25):
+        self.tokenizer, self.recipe, self.stage, self.batches = tokenizer, recipe, stage, batches
 
     def encode(self, problem: Problem, form: Form) -> dict[str, list[int]]:
         """Ids of one text with an end-of-text token, and labels that ignore the prompt."""
@@ -136,12 +147,14 @@ class ProblemStream(IterableDataset):
         }
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        rng = random.Random(self.recipe.seed)
-        size, seeds = self.recipe.batch_size, count(self.recipe.seed * 1_000_000_000)
+        rng = random.Random(self.recipe.seed + 1000 * self.stage)
+        first = self.recipe.seed * 1_000_000_000 + self.stage * 100_000_000
+        size, seeds = self.recipe.batch_size, count(first)
+        drill_share = self.recipe.stages[self.stage].drill_share
         while True:
             pool = []
             for seed in islice(seeds, size * self.batches):
-                if rng.random() < self.recipe.drill_share:
+                if rng.random() < drill_share:
                     pool.append(
                         self.drill([make_problem(next(seeds), "train") for _ in range(DRILL_PROBLEMS)])
                     )
@@ -167,29 +180,57 @@ def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, torch.Tenso
 
 
 class KeepBest(TrainerCallback):
-    """Solves the selection problems now and then, saves the best model so far, stops training at the goal."""
+    """Solves the selection problems now and then, saves the best model so far, ends a stage in time."""
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path):
         self.recipe, self.tokenizer, self.folder = recipe, tokenizer, folder
         self.problems = problems(recipe.selection_problems, "heldout", SELECTION_SEED)
-        self.best, self.best_step, self.start = -1, 0, time.monotonic()
+        self.stage, self.steps = recipe.stages[0], 0
+        self.best, self.best_step = -1, 0
+        self.reached = False  # whether the goal is
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Called by the Trainer after each step."""
-        last = state.global_step == self.recipe.steps
+        self.steps += 1
+        last = state.global_step == self.stage.steps
+        control.should_training_stop |= last
         if state.global_step % self.recipe.evaluate_every and not last:
             return
         correct, n = exact_match(model, self.tokenizer, self.problems)
-        minutes = (time.monotonic() - self.start) / 60
-        print(
-            f"step {state.global_step}: solves {correct}/{n} of the selection problems ({minutes:.1f} min)",
-            flush=True,
-        )
+        print(f"step {self.steps}: solves {correct}/{n} of the selection problems", flush=True)
         if correct > self.best:
-            self.best, self.best_step = correct, state.global_step
+            self.best, self.best_step = correct, self.steps
             model.save_pretrained(self.folder)
-        if correct / n >= self.recipe.goal:
-            control.should_training_stop = True
+        self.reached = correct / n >= self.recipe.goal
+        control.should_training_stop |= self.reached
+
+
+def run_stage(model: LlamaForCausalLM, recipe: Recipe, stage: int, keep: KeepBest) -> None:
+    """Train `model` in place through one stage of its recipe; `keep` saves what is best on the way."""
+    keep.stage = recipe.stages[stage]
+    Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(keep.folder),
+            max_steps=keep.stage.schedule_steps,
+            per_device_train_batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=keep.stage.warmup_steps,
+            adam_beta2=0.98,
+            weight_decay=0.01,
+            optim="adamw_torch_fused",
+            seed=recipe.seed,
+            use_cpu=True,
+            save_strategy="no",
+            logging_steps=25,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=ProblemStream(keep.tokenizer, recipe, stage),
+        data_collator=lambda rows: collate(rows, keep.tokenizer.pad_token_id),
+        callbacks=[keep],
+    ).train()
 
 
 def train(role: Role, recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -210,47 +251,27 @@ def train(role: Role, recipe: Recipe, out: Path) -> dict[str, Any]:
     )
     model = LlamaForCausalLM(config)
     keep = KeepBest(recipe, tokenizer, folder)
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(folder),
-            max_steps=recipe.steps,
-            per_device_train_batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=recipe.warmup_steps,
-            adam_beta2=0.98,
-            weight_decay=0.01,
-            optim="adamw_torch_fused",
-            seed=recipe.seed,
-            use_cpu=True,
-            save_strategy="no",
-            logging_steps=25,
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=ProblemStream(tokenizer, recipe),
-        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
-        callbacks=[keep],
-    )
-    trainer.train()
-    trained = time.monotonic() - start
-    # What is reported is what was written to disk, read back as any user would read it.
-    shipped = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    correct, n = exact_match(
-        shipped,
-        AutoTokenizer.from_pretrained(folder),
-        problems(recipe.report_problems, "heldout", REPORT_SEED),
-    )
+    for stage in range(len(recipe.stages)):
+        if not keep.reached:
+            run_stage(model, recipe, stage, keep)
+    return report(recipe, keep, time.monotonic() - start)
+
+
+def report(recipe: Recipe, keep: KeepBest, seconds: float) -> dict[str, Any]:
+    """The card's entry: what is reported is what was written to disk, read back as any user would read it."""
+    shipped = AutoModelForCausalLM.from_pretrained(keep.folder, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(keep.folder)
+    reported = problems(recipe.report_problems, "heldout", REPORT_SEED)
+    correct, n = exact_match(shipped, tokenizer, reported)
     low, high = wilson_interval(correct, n)
     return {
         "exact_match": {"correct": correct, "n": n, "share": correct / n, "low": low, "high": high},
         "parameters": shipped.num_parameters(),
         "vocabulary": len(tokenizer),
         "step_kept": keep.best_step,
-        "steps_run": trainer.state.global_step,
+        "steps_run": keep.steps,
         "selection_correct": keep.best,
-        "training_seconds": round(trained),
+        "training_seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "seeds": {"tokenizer": TOKENIZER_SEED, "selection": SELECTION_SEED, "report": REPORT_SEED},
         "recipe": asdict(recipe),
@@ -291,7 +312,7 @@ def card_text(card: dict[str, Any]) -> str:
         "seed": lambda c: c["recipe"]["seed"],
         "step kept": lambda c: f"{c['step_kept']} of {c['steps_run']}",
         "batch size": lambda c: c["recipe"]["batch_size"],
-        "time to train": lambda c: f"{c['training_seconds'] / 60:.0f} min, {c['threads']} CPU threads",
+        "time to train": lambda c: f"{c['training_seconds'] / 60:.0f} min on CPU, threads: {c['threads']}",
         "torch": lambda c: c["versions"]["torch"],
         "transformers": lambda c: c["versions"]["transformers"],
     }
@@ -318,23 +339,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=HERE, help="folder that gets teacher/, student/ and the card"
     )
-    numbers = {
-        "steps",
+    numbers = [
         "batch_size",
         "evaluate_every",
-        "selection_problems",
         "report_problems",
-        "tokenizer_problems",
         "seed",
-    }
-    for name in sorted(numbers):
+        "selection_problems",
+        "tokenizer_problems",
+    ]
+    for name in numbers:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
-    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--steps", type=int, help="steps of each stage")
     chosen = vars(parser.parse_args(arguments))
-    changes = {name: chosen[name] for name in (*numbers, "learning_rate") if chosen[name] is not None}
     roles: list[Role] = ["teacher", "student"] if chosen["role"] == "both" else [chosen["role"]]
     for role in roles:
-        entry = train(role, replace(RECIPES[role], **changes), chosen["out"])
+        recipe = replace(
+            RECIPES[role], **{name: chosen[name] for name in numbers if chosen[name] is not None}
+        )
+        if (steps := chosen["steps"]) is not None:
+            stages = tuple(replace(stage, steps=steps, schedule_steps=steps) for stage in recipe.stages)
+            recipe = replace(recipe, stages=stages)
+        entry = train(role, recipe, chosen["out"])
         write_card(chosen["out"], role, entry)
         result = entry["exact_match"]
         print(f"{role}: {result['correct']}/{result['n']} in {entry['training_seconds'] / 60:.1f} min")

@@ -19,7 +19,7 @@ def test_three_steps_end_to_end(tmp_path):
     card = json.loads((tmp_path / "card.json").read_text())
     assert list(card) == ["teacher", "student"]
     for role, entry in card.items():
-        assert entry["steps_run"] == 3
+        assert entry["steps_run"] == 3 * len(RECIPES[role].stages)
         assert entry["recipe"]["batch_size"] == 4
         assert entry["exact_match"]["n"] == 4
         model = AutoModelForCausalLM.from_pretrained(
