@@ -35,7 +35,7 @@ def draw() -> None:
         nothing_selected="Click a cell of the heatmap, or a row of the table, to see that head's three attention maps.",
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        choice("attention_target")
+        choice("attention_target", place="attention.")
         switch("baseline")
     if _cannot_mix(page):
         reproduce(page)
