@@ -25,7 +25,7 @@ class AttentionDifference:
     """KL(teacher ‖ student) of one text.
 
     rows: `[layer, head, position]` nats, NaN where the target has no mass to compare. by_head: `[layer, head]`, mean
-    over rows. mean: over everything. entropy_teacher, entropy_student: `[layer, head]` nats, mean over rows.
+    over rows. mean: over everything. entropy_teacher, entropy_student: `[layer, head]` nats, mean over the same rows.
     outside: share of the target's mass that fell where the student may not look (mixed only, else 0).
     """
 
@@ -46,18 +46,19 @@ def attention_difference(alignment: Alignment) -> AttentionDifference:
         log_target = target.clamp_min(torch.finfo(target.dtype).tiny).log()
         log_finite = log_student.masked_fill(log_student == -torch.inf, 0.0)
         kl = (torch.xlogy(target, target) - target * log_finite).sum(-1)
-        rows.append(kl.masked_fill(target.sum(-1) == 0, torch.nan))
-        teacher.append(-(target * log_target).sum(-1))
-        student.append(-(log_student.exp() * log_finite).sum(-1))
+        empty = target.sum(-1) == 0
+        rows.append(kl.masked_fill(empty, torch.nan))
+        teacher.append((-(target * log_target).sum(-1)).masked_fill(empty, torch.nan))
+        student.append((-(log_student.exp() * log_finite).sum(-1)).masked_fill(empty, torch.nan))
         outside.append(lost)
     kl = torch.stack(rows)
     return AttentionDifference(
         rows=kl,
         by_head=kl.nanmean(-1),
         mean=float(kl.nanmean()),
-        entropy_teacher=torch.stack(teacher).mean(-1),
-        entropy_student=torch.stack(student).mean(-1),
-        outside=float(torch.stack(outside).mean()),
+        entropy_teacher=torch.stack(teacher).nanmean(-1),
+        entropy_student=torch.stack(student).nanmean(-1),
+        outside=float(torch.stack(outside).nanmean()),
     )
 
 
@@ -101,7 +102,8 @@ def mixed_attention(alignment: Alignment, layer: int) -> tuple[Tensor, Tensor]:
     """The teacher's true attention carried to one student layer, `[head, query, key]` of the first sample.
 
     Returns the renormalised target and, `[head, query]`, the share of each row that fell outside the student's mask
-    or on teacher tokens that no student token reads.
+    or on teacher tokens that no student token reads; NaN for a head that reads no teacher head. What the teacher's
+    attention sinks take lies on no token: it is not counted.
     """
     device = alignment.trace_s.q.device
     shares = alignment.layer_matrix[layer].to(device)
@@ -114,20 +116,20 @@ def mixed_attention(alignment: Alignment, layer: int) -> tuple[Tensor, Tensor]:
         mixed = mixed + shares[source] * einsum(
             heads, teacher, "student_head teacher_head, teacher_head query key -> student_head query key"
         )
-    carried = warp @ mixed @ spread.T
+    rows = warp @ mixed
+    carried = rows @ spread.T
     allowed = alignment.trace_s.allowed(layer)[0]
     kept = carried.masked_fill(~allowed, 0.0)
     mass = kept.sum(-1, keepdim=True)
-    total = carried.new_tensor(1.0)
-    return torch.where(mass > 0, kept / torch.where(mass > 0, mass, 1.0), 0.0), (total - mass[..., 0]).clamp(
-        0, 1
-    )
+    total = rows.sum(-1, keepdim=True)
+    outside = torch.where(total > 0, 1 - mass / total.where(total > 0, 1.0), torch.nan).clamp(0, 1)
+    return torch.where(mass > 0, kept / mass.where(mass > 0, 1.0), 0.0), outside[..., 0]
 
 
 def worst_rows(difference: AttentionDifference, count: int = 10) -> list[tuple[int, int, int, float]]:
-    """The rows with the largest KL: (layer, head, position, nats), largest first."""
-    flat = difference.rows.flatten().nan_to_num(-1.0)
-    values, places = flat.topk(min(count, flat.numel()))
+    """The rows with the largest KL: (layer, head, position, nats), largest first; rows without a KL are left out."""
+    flat = difference.rows.flatten()
+    values, places = flat.nan_to_num(-1.0).topk(min(count, int((~flat.isnan()).sum())))
     return [
         (*(int(index) for index in torch.unravel_index(place, difference.rows.shape)), float(value))  # type: ignore[misc]
         for value, place in zip(values, places, strict=True)

@@ -31,7 +31,7 @@ class HeadErrors:
 def head_errors(projected: Tensor, student: Tensor, valid: Tensor) -> HeadErrors:
     """Compare `[batch, layer, head, position, dim]` with the student's own, on positions `valid` `[batch, position]`.
 
-    A head whose states vanish or do not vary has no relative error or R²: its cells are NaN, not zero.
+    A head whose states vanish or do not vary has no relative error, cosine or R²: its cells are NaN, not zero.
     """
     keep = valid.to(student.device)
     projected, student = (
@@ -39,9 +39,11 @@ def head_errors(projected: Tensor, student: Tensor, valid: Tensor) -> HeadErrors
     )  # [layer, head, position, dim]
     residual = (projected - student).square().sum((2, 3))
     power = student.square().sum((2, 3))
-    variance = (student - student.mean(2, keepdim=True)).square().sum((2, 3))
+    # About the first token before about the mean: a state that never changes then has exactly no variance.
+    moved = student - student[:, :, :1]
+    variance = (moved - moved.mean(2, keepdim=True)).square().sum((2, 3))
     size = projected.square().sum((2, 3))
-    cosine = torch.cosine_similarity(projected, student, dim=-1).mean(2)
+    cosine = _cosine(projected, student).nanmean(2)
     return HeadErrors(
         relative_error=_ratio(residual, power),
         cosine=cosine,
@@ -49,13 +51,13 @@ def head_errors(projected: Tensor, student: Tensor, valid: Tensor) -> HeadErrors
         norm_ratio=_ratio(size, power).sqrt(),
         total={
             "relative_error": float(_ratio(residual.sum(), power.sum())),
-            "cosine": float(cosine.mean()),
+            "cosine": float(cosine.nanmean()),
             "r2": float(1 - _ratio(residual.sum(), variance.sum())),
             "norm_ratio": float(_ratio(size.sum(), power.sum()).sqrt()),
         },
         by_layer={
             "relative_error": _ratio(residual.sum(1), power.sum(1)),
-            "cosine": cosine.mean(1),
+            "cosine": cosine.nanmean(1),
             "r2": 1 - _ratio(residual.sum(1), variance.sum(1)),
             "norm_ratio": _ratio(size.sum(1), power.sum(1)).sqrt(),
         },
@@ -73,18 +75,25 @@ class TokenErrors:
 
 def token_errors(projected: Tensor, student: Tensor) -> TokenErrors:
     """Compare one head, `[position, dim]` each; `bands` counts tokens between the cosines 0.5, 0.8 and 0.95."""
-    cosine = torch.cosine_similarity(projected.float(), student.float(), dim=-1)
+    projected, student = projected.float(), student.float()
+    cosine = _cosine(projected, student)
     edges = (-1.0, *BANDS)
     names = (f"below {BANDS[0]}", *(f"{low} to {high}" for low, high in zip(BANDS, BANDS[1:], strict=False)))
     names = (*names, f"{BANDS[-1]} and above")
-    bands = torch.bucketize(cosine, torch.tensor(edges[1:], device=cosine.device), right=True)
+    bands = torch.bucketize(
+        cosine[~cosine.isnan()], torch.tensor(edges[1:], device=cosine.device), right=True
+    )
     return TokenErrors(
-        relative_error=_ratio(
-            (projected - student).float().square().sum(-1), student.float().square().sum(-1)
-        ),
+        relative_error=_ratio((projected - student).square().sum(-1), student.square().sum(-1)),
         cosine=cosine,
         bands={name: int((bands == index).sum()) for index, name in enumerate(names)},
     )
+
+
+def _cosine(projected: Tensor, student: Tensor) -> Tensor:
+    """Over the last axis; NaN where the student is zero and has no direction, 0 where only the projection is."""
+    cosine = torch.cosine_similarity(projected, student, dim=-1)
+    return cosine.masked_fill((student == 0).all(-1), torch.nan)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from kvviz.align.aligner import Projector
 from kvviz.align.flat import FlatProjector
 from kvviz.align.heads import HeadwiseMapProjector
 
-DEAD_SHARE = 0.02  # A teacher head under this share of every student head's weight counts as dead.
+# A teacher head counts as dead where every student head gives it less than this share of what it gives its
+# favourite: so no head of an even mixer is dead, however many it reads.
+DEAD_SHARE = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +57,13 @@ def describe_mixer(projector: Projector, layer: int) -> Mixer:
     """
     weights = head_weights(projector, layer)
     share = normalised(weights)
+    favourite = share / share.amax(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
     entropy = -torch.special.xlogy(share, share).sum(-1)
     return Mixer(
         weights=weights,
         row_sums=weights.sum(-1),
         effective=torch.where(share.sum(-1) > 0, entropy.exp(), 0.0),
-        dead_teacher=(share.amax(0) < DEAD_SHARE).nonzero().flatten().tolist(),
+        dead_teacher=(favourite.amax(0) < DEAD_SHARE).nonzero().flatten().tolist(),
         dead_student=(share.sum(-1) == 0).nonzero().flatten().tolist(),
         singular_values=_singular_values(projector, layer),
     )
