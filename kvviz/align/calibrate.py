@@ -68,12 +68,13 @@ class CalibrationTexts:
         """Somebody's own texts, dealt in turn: seven to fit on, one to select on, two to report on.
 
         Raises:
-            CalibrationError: for fewer than ten texts that are not blank.
+            CalibrationError: for fewer than ten different texts that are not blank.
         """
-        kept = [text for text in texts if text.strip()]
+        # Once each: a text that is fitted to must not be reported on.
+        kept = [text for text in dict.fromkeys(texts) if text.strip()]
         if len(kept) < 10:
             raise CalibrationError(
-                f"{len(kept)} texts are too few to fit, select and report on: give at least 10, one a paragraph"
+                f"{len(kept)} different texts are too few to fit, select and report on: give at least 10, one a paragraph"
             )
         dealt: tuple[list[str], list[str], list[str]] = ([], [], [])
         for index, text in enumerate(kept):
@@ -106,10 +107,15 @@ def fits_cross(teacher: Geometry) -> bool:
 
 
 def memory_needed(teacher: Geometry, student: Geometry) -> int:
-    """Bytes the moments of a pair take, all parts and splits."""
-    layers = (1 if fits_cross(teacher) else student.layers) * 1.0
-    scale = teacher.layers**2 if fits_cross(teacher) else layers
-    return int(sum(3 * 8 * scale * (teacher.heads_of(part) * teacher.dim_of(part)) ** 2 for part in PARTS))
+    """Bytes of the XᵀX and XᵀY of a pair in float64, all parts and splits."""
+    numbers = 0
+    for part in PARTS:
+        n, m = (side.heads_of(part) * side.dim_of(part) for side in (teacher, student))
+        if fits_cross(teacher):
+            numbers += teacher.layers * n * (teacher.layers * n + student.layers * m)
+        else:
+            numbers += student.layers * n * (n + m)
+    return 3 * 8 * numbers
 
 
 def collect(
@@ -132,7 +138,7 @@ def collect(
         stop: set it to give up between two batches.
 
     Raises:
-        CalibrationError: where even the mapped moments exceed `MEMORY_LIMIT`.
+        CalibrationError: where even the mapped moments exceed `MEMORY_LIMIT`, or a split has no text.
         CalibrationCancelled: when `stop` was set.
     """
     cross = fits_cross(teacher.geometry)
@@ -142,6 +148,8 @@ def collect(
             f"the moments of this pair take {needed / 2**30:.1f} GiB, over the limit of {MEMORY_LIMIT / 2**30:.0f} GiB: "
             "choose init uniform or random, or a teacher with fewer or narrower layers"
         )
+    if not (texts.fit and texts.select and texts.report):
+        raise CalibrationError("calibration needs at least one text to fit, to select and to report on")
     total = len(texts.fit) + len(texts.select) + len(texts.report)
     done = 0
     sums: dict[Part, list[CrossMoments | Moments]] = {part: [] for part in PARTS}
@@ -181,7 +189,9 @@ def _batch_moments(
     warp = text_warp(trace_t.offsets, trace_t.attention_mask, trace_s.offsets, trace_s.attention_mask)
     valid = trace_s.attention_mask
     for part in PARTS:
-        x = warp.apply(states(trace_t, part, key_space).float())
+        # Warped and summed where the teacher ran, but for Apple's GPUs: they have no float64.
+        x = states(trace_t, part, key_space).float()
+        x = warp.apply(x.cpu() if x.device.type == "mps" else x)
         if layer_matrix is not None:
             x = einsum(
                 x,
@@ -231,7 +241,7 @@ def load(key: str) -> Calibration | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            cross = file.metadata()["cross"] == "1"
+            cross = (file.metadata() or {})["cross"] == "1"
             kind: type[CrossMoments] | type[Moments] = CrossMoments if cross else Moments
             splits: dict[Part, tuple[CrossMoments | Moments, ...]] = {
                 part: tuple(
