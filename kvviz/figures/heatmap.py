@@ -263,7 +263,7 @@ def _add_written(figure: go.Figure, values: np.ndarray, span: Limits, stops, the
         figure.add_heatmap(
             name="written",
             z=np.where(inks == ink, 0.0, np.nan),
-            text=texts,
+            text=np.where(inks == ink, texts, ""),  # plotly writes where z is missing, too
             texttemplate="%{text}",
             textfont={"size": 11, "color": ink},
             colorscale=[[0, CLEAR], [1, CLEAR]],

@@ -7,13 +7,13 @@ import struct
 
 import numpy as np
 import pytest
-from drawn import NASTY
 from hypothesis import given
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from app.components.canvas_heatmap import clicked, payload
 from kvviz.figures.canvas import MISSING, CanvasPanel, quantise, value_at
+from tests.figures.drawn import NASTY
 
 SCALE = {"low": 0.0, "high": 1.0, "unit": "attention", "row_title": "query", "col_title": "key"}
 

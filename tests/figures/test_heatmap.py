@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from drawn import NASTY, assert_escaped, trace
 
 from kvviz.figures.heatmap import MOST_CLICKABLE, cells, clicked_cell, limits
+from tests.figures.drawn import NASTY, assert_escaped, trace
 
 NAMES = {"row_title": "student layer", "col_title": "student head", "unit": "relative error"}
 
@@ -135,6 +135,11 @@ def test_values_are_written_where_there_is_room(theme) -> None:
     small = cells(np.array([[0.5, 0.0], [np.nan, -123.4]]), theme=theme, **NAMES)
     written = {t for one in small.data if one.name == "written" for t in np.asarray(one.text).ravel()}
     assert written == {"0.50", "0", "", "−1.2e+02"}
+    layers = [np.asarray(one.text) != "" for one in small.data if one.name == "written"]
+    assert sum(layer.astype(int) for layer in layers).tolist() == [
+        [1, 1],
+        [0, 1],
+    ]  # each value once, none for NaN
     assert not [one for one in cells(values(24, 32), theme=theme, **NAMES).data if one.name == "written"]
 
 

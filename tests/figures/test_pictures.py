@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawn import NASTY, assert_escaped, trace
 
 from kvviz.figures import attention, errors, heads, layers, overview, pipeline, segments, tokens
+from tests.figures.drawn import NASTY, assert_escaped, trace
 
 RNG = np.random.default_rng(3)
 TOKENS = [NASTY, " the", " the", "\n", "שלום", "🎉"]
