@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from kvviz.figures.heatmap import STEADY, clicks, color_bar, limits
 from kvviz.figures.labels import columns, escape, hover_tokens, label, number, visible, x_ticks
-from kvviz.figures.theme import Theme, readable_on
+from kvviz.figures.theme import MONO_FAMILY, Theme, readable_on
 
 # Characters on a line of flowing text: 11 px monospace on a page 700 px wide.
 LINE = 92
@@ -167,7 +167,7 @@ def token_values(
             y=line + 0.2,
             mode="text",
             text=[label(token, 24) for token in tokens],
-            textfont={"size": 11, "color": theme.text, "family": "monospace"},
+            textfont={"size": 11, "color": theme.text, "family": MONO_FAMILY},
             selected={"textfont": {"color": theme.text}},
             unselected={"textfont": {"color": theme.text}},
             customdata=positions,
