@@ -29,13 +29,15 @@ from kvviz.align.moments import Moments, SplitMoments
 
 RIDGES: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SWEEPS = 8
+ROUNDING = 1e-12  # A variance under this share of the mean square is taken for zero.
 
 
 @dataclass(frozen=True)
 class PartScore:
     """How well one part (q, k or v) is mapped on texts nobody fitted to.
 
-    r2: `[layer, head]`, 1 − residual / variance. error: `[layer, head]`, residual / mean square.
+    r2: `[layer, head]`, 1 − residual / variance; NaN for a student head that does not vary.
+    error: `[layer, head]`, residual / mean square; NaN for a student head that is zero throughout.
     total_r2, total_error: the same ratio after summing all layers and heads.
     """
 
@@ -148,13 +150,18 @@ def score(moments: Moments, weight: Tensor, offset: Tensor | None, heads: int) -
 
     # Rounding can leave an exact fit a hair below zero.
     error, variance, power = by_head(residual).clamp_min(0), by_head(yy - y.square()), by_head(yy)
-    tiny = torch.finfo(power.dtype).tiny
+    # What is left of a constant after subtracting its mean's square is rounding, not variance.
+    variance = variance.where(variance > ROUNDING * power, 0.0)
     return PartScore(
-        r2=1 - error / variance.clamp_min(tiny),
-        error=error / power.clamp_min(tiny),
-        total_r2=float(1 - error.sum() / variance.sum().clamp_min(tiny)),
-        total_error=float(error.sum() / power.sum().clamp_min(tiny)),
+        r2=1 - _ratio(error, variance),
+        error=_ratio(error, power),
+        total_r2=float(1 - _ratio(error.sum(), variance.sum())),
+        total_error=float(_ratio(error.sum(), power.sum())),
     )
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / denominator.where(denominator > 0, 1.0), torch.nan)
 
 
 def score_projector(projector: Projector, moments: Moments) -> PartScore:
@@ -211,9 +218,10 @@ def _fit_projector(
         explained = einsum(by_layer, fit.x_sum, "ridge layer m n, layer n -> ridge layer m")
         found["offset"] = (fit.y_sum - explained) / fit.count
     offsets = found.get("offset", [None] * len(ridges))
+    # Heads that do not vary on the select split have nothing to choose by.
     r2 = torch.stack(
-        [score(select, w, b, projector.H_s).r2.mean(1) for w, b in zip(weight, offsets, strict=True)]
-    )
+        [score(select, w, b, projector.H_s).r2.nanmean(1) for w, b in zip(weight, offsets, strict=True)]
+    ).nan_to_num()
     best = r2.mean(1, keepdim=True).argmax(0) if share else r2.argmax(0)
     owner = projector.projector if isinstance(projector, FlatProjector) else projector
     for name, parameter in owner.named_parameters():
