@@ -80,6 +80,8 @@ class HeadwiseMapProjector(nn.Module):
         self.dim_proj = nn.Parameter(torch.empty(*layers, *heads, D_s, D_t))
         constants = layers if offset_layers is None else (offset_layers,)
         self.offset = nn.Parameter(torch.empty(*constants, H_s, D_s)) if offset else None
+        # How many layers an input must have: None where nothing differs by layer.
+        self.layers = num_layers if num_layers is not None or not offset else offset_layers
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -96,9 +98,9 @@ class HeadwiseMapProjector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Project `[batch, layer, teacher_head, position, teacher_dim]`; raises ValueError for any other shape."""
         check_axes(x, self.H_t, self.D_t)
-        if self.num_layers is not None and x.shape[1] != self.num_layers:
+        if self.layers is not None and x.shape[1] != self.layers:
             raise ValueError(
-                f"this projector has a map for each of {self.num_layers} layers, got {x.shape[1]} layers"
+                f"this projector has parameters for each of {self.layers} layers, got {x.shape[1]} layers"
             )
         # A projection for each student head can only follow the mixing.
         if not self.share_dim_proj or self.mix_heads_first():

@@ -163,9 +163,11 @@ def test_other_shapes_are_refused_by_name(shape):
         HeadwiseMapProjector(4, 2, 5, 3)(torch.zeros(shape))
 
 
-def test_a_wrong_number_of_layers_is_refused():
-    with pytest.raises(ValueError, match="each of 3 layers, got 2"):
-        HeadwiseMapProjector(4, 2, 5, 3, num_layers=3)(torch.zeros(1, 2, 4, 1, 5))
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("options", [{"num_layers": 3}, {"offset": True, "offset_layers": 3}])
+def test_a_wrong_number_of_layers_is_refused(layers, options):
+    with pytest.raises(ValueError, match=f"each of 3 layers, got {layers}"):
+        HeadwiseMapProjector(4, 2, 5, 3, **options)(torch.zeros(1, layers, 4, 1, 5))
 
 
 @pytest.mark.parametrize("sizes", [(0, 2, 5, 3), (4, 0, 5, 3), (4, 2, -1, 3), (4, 2, 5, 0)])
