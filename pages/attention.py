@@ -34,8 +34,10 @@ def draw() -> None:
         "Where would the student look elsewhere than the aligned teacher does?",
         nothing_selected="Click a cell of the heatmap, or a row of the table, to see that head's three attention maps.",
     )
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    target, instead = st.columns([1, 1], vertical_alignment="bottom")
+    with target:
         choice("attention_target", place="attention.")
+    with instead:
         switch("baseline")
     if _cannot_mix(page):
         reproduce(page)
@@ -65,7 +67,11 @@ def _cannot_mix(page: Page) -> bool:
         "and has none: use the projected target, or the linear flat projector.",
         icon=":material/info:",
     )
-    st.button("Use the projected target", on_click=partial(update, attention_target="projected"))
+    st.button(
+        "Use the projected target",
+        key="attention.projected",
+        on_click=partial(update, attention_target="projected"),
+    )
     return True
 
 
@@ -78,7 +84,7 @@ def _explained(page: Page, difference: AttentionDifference) -> None:
     }[inspection.config.attention_target]
     which = "the identity map" if page.view.baseline else "this aligner"
     other = (
-        "" if page.view.baseline else f" The identity map has {inspection.baseline_attention.mean:.3f} nats."
+        "" if page.view.baseline else f" The identity map has {inspection.baseline_attention.mean:.3g} nats."
     )
     outside = ""
     if inspection.config.attention_target == "mixed":
@@ -87,7 +93,7 @@ def _explained(page: Page, difference: AttentionDifference) -> None:
             "tokens that no student token reads; the rest was renormalised."
         )
     st.markdown(
-        f"Mean KL(teacher ‖ student) over all layers, heads and rows, {which}: **{difference.mean:.3f} nats**.{other}{outside}"
+        f"Mean KL(teacher ‖ student) over all layers, heads and rows, {which}: **{difference.mean:.3g} nats**.{other}{outside}"
     )
     st.caption(
         f"Teacher's side: {target}. 0 nats: the same pattern. Strong colour is a large KL; the scale begins at 0."
@@ -143,7 +149,7 @@ def _worst(page: Page, difference: AttentionDifference) -> None:
         selection_mode="single-row",
         hide_index=True,
         width="stretch",
-        column_config={"KL, nats": st.column_config.NumberColumn(format="%.3f")},
+        column_config={"KL, nats": st.column_config.NumberColumn(format="%.3g")},
     )
 
 
@@ -166,7 +172,7 @@ def _detail(page: Page, difference: AttentionDifference, chosen: Selection, head
         ("Entropy of the student", difference.entropy_student[layer, head], "Mean over rows, nats: high is spread out."),
     )  # fmt: skip
     for place, (name, value, words) in zip(st.columns(3), facts, strict=True):
-        place.metric(name, f"{float(value):.3f} nats", help=words)
+        place.metric(name, f"{float(value):.3g} nats", help=words)
     st.markdown(
         "**KL by token**",
         help="KL of the row in which this token is the query, nats. Click a token to frame its row.",

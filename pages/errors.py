@@ -87,9 +87,9 @@ def _total(page: Page, part: Part) -> str:
     metric = page.view.metric
     now = page.inspection.errors[part].total[metric]
     then = page.inspection.baseline_errors[part].total[metric]
-    shown, other = f"**{now:.3f}**", f"identity {then:.3f}"
+    shown, other = f"**{now:.3g}**", f"identity {then:.3g}"
     if page.view.baseline:
-        shown, other = f"**{then:.3f}** (identity)", f"aligner {now:.3f}"
+        shown, other = f"**{then:.3g}** (identity)", f"aligner {now:.3g}"
     return f"**{part.upper()}** {NAMES[metric].lower()} over all heads: {shown} · {other}"
 
 
@@ -118,11 +118,8 @@ def _detail(page: Page, chosen: Selection) -> None:
         "errors.tokens",
         lambda position: update(token=position),
     )
-    left, right = st.columns([3, 2])
-    with right:
-        _cosines(page, projected, student)
-    with left:
-        _matrices(page, chosen, projected, student, tokens, token)
+    _cosines(page, projected, student)
+    _matrices(page, chosen, projected, student, tokens, token)
 
 
 def _figures(page: Page, chosen: Selection) -> None:
@@ -133,8 +130,8 @@ def _figures(page: Page, chosen: Selection) -> None:
         now, then = (float(getattr(found, metric)[chosen.layer, chosen.head]) for found in (errors, baseline))
         place.metric(
             NAMES[metric],
-            f"{now:.3f}",
-            f"identity {then:.3f}",
+            f"{now:.3g}",
+            f"identity {then:.3g}",
             delta_color="off",
             delta_arrow="off",
             help=METRICS[metric],
@@ -174,7 +171,7 @@ def _matrices(
                 theme=page.theme,
                 part=chosen.part,
                 selected=token,
-                width=480,
+                height=min(max(6 * len(tokens), 240), 640),
             ),
             "errors.matrices",
         )

@@ -50,6 +50,7 @@ def _elastic() -> None:
     )
     st.button(
         "Use the linear flat projector",
+        key="heads.linear",
         on_click=partial(update, flat_kind="linear", init="fitted"),
     )
 
@@ -60,7 +61,7 @@ def _layer(page: Page) -> int:
     layer = layer_of(page.view, page.inspection.student)
     config = page.inspection.config
     if layers > 1:
-        st.slider("Student layer", 0, layers - 1, **keyed("layer", layer))
+        st.slider("Student layer", 0, layers - 1, **keyed("layer", layer, place="heads."))
     notes = {
         "identity": "Identity: no parameters. Each student head takes the mean of its group of teacher heads and their first dims.",
         "flat": "Flat: one matrix over all (head, dim) pairs. A cell shows the Frobenius norm of the block from one teacher head "
@@ -93,6 +94,7 @@ def _map(page: Page, part: Part, mixer: Mixer, chosen: Selection | None, layer: 
     )
     rows = related(chosen, part, student) if chosen else []
     sources = chosen.sources if chosen and chosen.part == part else []
+    strongest = (rows[0], sources[0]) if sources else None
     grouped = part == "q"
     if page.inspection.config.kv_projection_mode == "flat":
         figure = cells(
@@ -101,6 +103,7 @@ def _map(page: Page, part: Part, mixer: Mixer, chosen: Selection | None, layer: 
             col_title=f"teacher {kind} head",
             unit="norm of the block",
             theme=page.theme,
+            selected=strongest,
             highlight_rows=rows,
             highlight_cols=sources,
             row_brackets=figures.gqa_brackets(student.heads, student.kv_heads) if grouped else (),
@@ -111,6 +114,7 @@ def _map(page: Page, part: Part, mixer: Mixer, chosen: Selection | None, layer: 
             mixer.weights.cpu().numpy(),
             theme=page.theme,
             part=part,
+            selected=strongest,
             highlight_rows=rows,
             highlight_cols=sources,
             student_brackets=figures.gqa_brackets(student.heads, student.kv_heads) if grouped else (),
@@ -157,20 +161,12 @@ def _numbers(page: Page, mixers: dict[Part, Mixer], chosen: Selection | None, la
     part = page.view.part
     mixer = mixers[part]
     st.subheader("In numbers", anchor=False)
-    options = keyed("part", part)
-
-    def changed() -> None:
-        picked = st.session_state[options["key"]]
-        # A head of one part is not a head of another: the selection does not carry over.
-        if picked is not None:
-            update(part=picked, head=None, token=None)
-
+    # A head of one part is not a head of another: the selection does not carry over.
     st.segmented_control(
         "Row sums and effective heads of",
         PARTS,
         format_func=str.upper,
-        key=options["key"],
-        on_change=changed,
+        **keyed("part", part, place="heads.", also={"head": None, "token": None}),
     )
     flat = page.inspection.config.kv_projection_mode == "flat"
     selected = chosen.head if chosen and chosen.part == part else None
