@@ -47,7 +47,7 @@ def clicked_position(points: Sequence[dict]) -> int | None:
         if isinstance(data, dict):  # some versions of plotly.js send arrays as {"0": …}
             data = [data.get("0")]
         value = data[0] if isinstance(data, (list, tuple)) and data else None
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
             return int(value)
     return None
 

@@ -23,6 +23,7 @@ from kvviz.diagnostics.attention import AttentionDifference, attention_pair, wor
 from kvviz.figures import attention as figures
 from kvviz.figures.canvas import Bend
 from kvviz.figures.heads import gqa_brackets
+from kvviz.figures.labels import visible
 
 QUERY: Part = "q"
 BENDS = {"linear": "Linear", "sqrt": "Square root", "log": "Logarithm"}
@@ -130,7 +131,7 @@ def _worst(page: Page, difference: AttentionDifference) -> None:
             "layer": [layer for layer, *_ in worst],
             "head": [head for _, head, *_ in worst],
             "token": [position for *_, position, _ in worst],
-            "text": [tokens[position] for *_, position, _ in worst],
+            "text": [visible(tokens[position], 40) for *_, position, _ in worst],
         }
     )
     # A new key for each view: a row stays clickable after the view has moved on.
