@@ -46,9 +46,7 @@ def heading(title: str, question: str) -> None:
     st.title(title, anchor=False)
     st.caption(question)
     for message in st.session_state.get("ignored", []):
-        st.warning(
-            plain(f"The address held something that was ignored. {message}"), icon=":material/link_off:"
-        )
+        st.warning(plain(f"Ignored. {message}"), icon=":material/link_off:")
 
 
 def open_page(title: str, question: str, nothing_selected: str = "") -> Page:

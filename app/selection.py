@@ -14,7 +14,7 @@ import streamlit as st
 from app.view import View, update
 from kvviz.align.aligner import Part
 from kvviz.align.flat import FlatProjector
-from kvviz.diagnostics.heads import head_weights, normalised
+from kvviz.align.mixed import head_weights, normalised
 from kvviz.geometry import Geometry
 from kvviz.inspection import Inspection
 

@@ -13,7 +13,7 @@ import streamlit as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvviz.align.aligner import Part
-from kvviz.config import AlignmentConfig, tolerant
+from kvviz.config import AlignmentConfig, ConfigError, tolerant
 from kvviz.figures.canvas import Bend
 from kvviz.pair import Device, Dtype, ModelSpec
 
@@ -103,12 +103,20 @@ def current() -> View:
 
 
 def update(**changes: Any) -> None:
-    """Replace fields of the view, or of its alignment, in a widget's callback: names say which."""
+    """Replace fields of the view, or of its alignment, in a widget's callback: names say which.
+
+    A change that contradicts the rest (an elastic projector and the mixed target) is not made; the page says why.
+    """
     view = current()
+    st.session_state["ignored"] = []
     alignment = {name: value for name, value in changes.items() if name in AlignmentConfig.model_fields}
     if alignment:
         changes = {name: value for name, value in changes.items() if name not in alignment}
-        changes["alignment"] = AlignmentConfig.parse(view.alignment.model_dump() | alignment)
+        try:
+            changes["alignment"] = AlignmentConfig.parse(view.alignment.model_dump() | alignment)
+        except ConfigError as error:
+            st.session_state["ignored"] = [str(error)]
+            return
     st.session_state["view"] = View.model_validate(view.model_dump() | changes)
 
 
@@ -121,7 +129,12 @@ def synchronise() -> list[str]:
     address = st.query_params.to_dict()
     written = st.session_state.get("address")
     if "view" not in st.session_state or (address and address != written):
-        st.session_state["view"], st.session_state["ignored"] = View.from_query(address)
+        before = st.session_state.get("view")
+        view, st.session_state["ignored"] = View.from_query(address)
+        if before is not None:
+            # An address cannot hold a long text: going back in the browser must not lose it.
+            view = view.model_copy(update={name: getattr(before, name) for name in before.unspelled()})
+        st.session_state["view"] = view
     query = current().to_query()
     if query != address:
         st.query_params.from_dict(query)

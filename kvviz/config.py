@@ -207,6 +207,9 @@ class AlignmentConfig(BaseModel):
     def _consistent(self) -> AlignmentConfig:
         if self.layer_mapping_strategy == "custom" and self.layer_matrix is None:
             raise ValueError("layer_mapping_strategy: custom needs a layer_matrix")
+        elastic = self.kv_projection_mode == "flat" and self.flat_kind == "elastic"
+        if elastic and self.attention_target == "mixed":
+            raise ValueError("attention_target: mixed needs weights by head, an elastic projector has none")
         for name, numbers in (("alpha_map", self.alpha_map), ("ratio_map", self.ratio_map)):
             for segment, number in numbers:
                 top = 1.0 if name == "alpha_map" else 100.0

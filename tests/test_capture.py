@@ -4,7 +4,6 @@ import threading
 
 import pytest
 import torch
-from families import FAMILIES, byte_tokenizer, family, model
 
 from kvviz import intercept
 from kvviz.capture import (
@@ -18,6 +17,7 @@ from kvviz.capture import (
 )
 from kvviz.intercept import recording
 from kvviz.pair import wrap_model
+from tests.families import FAMILIES, byte_tokenizer, family, model
 
 TEXTS = ["A train leaves at 7, and so do I.", "Two apples.", "é🙂"]
 

@@ -281,3 +281,15 @@ def test_every_field_says_what_it_is():
     for name, field in [*AlignmentConfig.model_fields.items(), *LossConfig.model_fields.items()]:
         assert field.title, name
         assert field.description, name
+
+
+def test_the_mixed_target_needs_weights_by_head():
+    with pytest.raises(ConfigError, match="attention_target"):
+        AlignmentConfig.parse(
+            {"kv_projection_mode": "flat", "flat_kind": "elastic", "attention_target": "mixed"}
+        )
+    read, ignored = AlignmentConfig.from_query(
+        {"kv_projection_mode": "flat", "flat_kind": "elastic", "attention_target": "mixed"}
+    )
+    assert (read.flat_kind, read.attention_target) == ("elastic", "projected")
+    assert any("attention_target" in message for message in ignored)

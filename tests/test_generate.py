@@ -4,10 +4,10 @@ import threading
 
 import pytest
 import torch
-from families import byte_tokenizer, family, model
 
 from kvviz.generate import stream_greedy
 from kvviz.pair import wrap_model
+from tests.families import byte_tokenizer, family, model
 
 PROMPT = "Two apples"
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import pytest
-from families import FAMILIES, NO_ROPE, byte_tokenizer, family
 from transformers import (
     DeepseekV3Config,
     Gemma3Config,
@@ -17,6 +16,7 @@ from transformers import (
 
 from kvviz.capture import capture_ids
 from kvviz.geometry import Geometry
+from tests.families import FAMILIES, NO_ROPE, byte_tokenizer, family
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -6,7 +6,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from families import byte_tokenizer, family, model
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from pydantic import ValidationError
@@ -16,6 +15,7 @@ from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForCondition
 from kvviz import locate
 from kvviz.capture import capture
 from kvviz.pair import ModelError, ModelSpec, load_model, wrap_model
+from tests.families import byte_tokenizer, family, model
 
 
 @pytest.fixture

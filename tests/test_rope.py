@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from families import FAMILIES, NO_ROPE, byte_tokenizer, family, model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama import modeling_llama
@@ -13,6 +12,7 @@ from transformers.models.llama import modeling_llama
 from kvviz.capture import capture_ids
 from kvviz.pair import wrap_model
 from kvviz.rope import Rope, RopeError, probe, rope_at
+from tests.families import FAMILIES, NO_ROPE, byte_tokenizer, family, model
 
 ROTARY = [name for name in FAMILIES if name not in NO_ROPE]
 TEXT = "A train leaves at 7, and so do I."

@@ -186,6 +186,9 @@ class MapProjectionAligner(nn.Module):
                 raise ValueError(
                     f"segment_ids must be [batch, T_t] = {[k_t.shape[0], k_t.shape[3]]}, got {list(segment_ids.shape)}"
                 )
+            if T_s is None and target_segment_ids is None and not self.time_warper.ratio_map:
+                # As long as the teacher and nothing redistributed: every token stays, and padding stays padding.
+                target_segment_ids = segment_ids
             warp = self.time_warper.warp(
                 segment_ids, k_t.shape[3] if T_s is None else T_s, target_segment_ids
             )

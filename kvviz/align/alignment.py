@@ -14,6 +14,7 @@ from kvviz.align.aligner import PARTS, MapProjectionAligner, Part, time_warper
 from kvviz.align.calibrate import states
 from kvviz.align.fit import FitReport, fit_aligner, score_projector
 from kvviz.align.layers import cka_map, layer_map, linear_cka
+from kvviz.align.mixed import mixed_attention
 from kvviz.align.moments import SplitMoments
 from kvviz.align.text import text_warp
 from kvviz.align.warp import Warp
@@ -54,6 +55,18 @@ class Alignment:
         """The aligned teacher as if the student had run it: its q, k, v under the student's masks and scaling."""
         q, k, v = (self.cached(part) for part in PARTS)
         return replace(self.trace_s, q=q, k=k, v=v)
+
+    def mixed_attention(self, layer: int) -> tuple[Tensor, Tensor]:
+        """What the teacher really attended to, at one student layer; see `kvviz.align.mixed.mixed_attention`."""
+        return mixed_attention(self.trace_t, self.aligner, self.warp, self.trace_s.allowed(layer), layer)
+
+    def attention_target(self) -> Tensor | None:
+        """`t_attention` for `StructuralKVLoss`, `[batch, L_s, query head, T_s, T_s]`; None where the target is projected."""
+        if self.config.attention_target == "projected":
+            return None
+        return torch.stack(
+            [self.mixed_attention(layer)[0] for layer in range(self.trace_s.geometry.layers)], dim=1
+        )
 
 
 def resolve_key_space(config: AlignmentConfig, teacher: Trace, student: Trace) -> Space:

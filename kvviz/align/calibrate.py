@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import platformdirs
+import torch
 from einops import einsum, rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -30,7 +31,8 @@ from kvviz.geometry import Geometry
 from kvviz.pair import LoadedModel
 from kvviz.trace import Space, Trace
 
-FORMAT = 1  # Part of every key: raise it when the meaning of the sums changes.
+KEPT_BYTES = 2 * 2**30  # The newest calibrations on disk, up to this many bytes.
+FORMAT = 2  # Part of every key: raise it when the meaning of the sums changes.
 CROSS_LIMIT = 256 * 2**20
 MEMORY_LIMIT = 8 * 2**30
 
@@ -86,14 +88,21 @@ class CalibrationTexts:
 class Calibration:
     """The moments of a pair for one key space, by part and by split.
 
-    `cross` says that they hold every pair of teacher layers; else `layer_matrix` is baked in.
+    layer_matrix: `[L_s, L_t]` where it was applied on the way in; None where every pair of teacher layers is held.
     """
 
     splits: dict[Part, tuple[CrossMoments | Moments, ...]]
-    cross: bool
+    layer_matrix: Tensor | None = None
 
     def under(self, layer_matrix: Tensor) -> dict[Part, SplitMoments]:
-        """Moments for a layer map. Baked-in moments (`cross` False) are returned as they are."""
+        """Moments for a layer map.
+
+        Raises:
+            CalibrationError: another map was applied when the texts were read.
+        """
+        baked = self.layer_matrix
+        if baked is not None and not torch.allclose(baked.to(layer_matrix), layer_matrix, atol=1e-6):
+            raise CalibrationError("these sums were made for another layer map: calibrate this pair again")
         return {
             part: SplitMoments(*(m.under(layer_matrix) if isinstance(m, CrossMoments) else m for m in splits))
             for part, splits in self.splits.items()
@@ -168,7 +177,7 @@ def collect(
                 progress(done, total)
         for part in PARTS:
             sums[part].append(running[part])
-    return Calibration({part: tuple(sums[part]) for part in PARTS}, cross)
+    return Calibration({part: tuple(sums[part]) for part in PARTS}, None if cross else layer_matrix)
 
 
 def states(trace: Trace, part: Part, key_space: Space) -> Tensor:
@@ -241,8 +250,8 @@ def load(key: str) -> Calibration | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            cross = (file.metadata() or {})["cross"] == "1"
-            kind: type[CrossMoments] | type[Moments] = CrossMoments if cross else Moments
+            layer_matrix = file.get_tensor("layer_matrix") if "layer_matrix" in set(file.keys()) else None
+            kind: type[CrossMoments] | type[Moments] = CrossMoments if layer_matrix is None else Moments
             splits: dict[Part, tuple[CrossMoments | Moments, ...]] = {
                 part: tuple(
                     kind(*(file.get_tensor(f"{part}.{split}.{field.name}") for field in fields(kind)))
@@ -254,7 +263,7 @@ def load(key: str) -> Calibration | None:
         # A write that was cut short by a full disk, say: the texts can be read again.
         path.unlink(missing_ok=True)
         return None
-    return Calibration(splits, cross)
+    return Calibration(splits, layer_matrix)
 
 
 def save(key: str, calibration: Calibration) -> None:
@@ -267,10 +276,23 @@ def save(key: str, calibration: Calibration) -> None:
         for split, moments in enumerate(splits)
         for field in fields(moments)
     }
+    if calibration.layer_matrix is not None:
+        tensors["layer_matrix"] = calibration.layer_matrix.cpu().contiguous()
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as partial:
         temporary = Path(partial.name)
     try:
-        save_file(tensors, temporary, metadata={"cross": "1" if calibration.cross else "0"})
+        save_file(tensors, temporary)
         temporary.replace(folder / f"{key}.safetensors")
     finally:
         temporary.unlink(missing_ok=True)
+    _forget_oldest(folder)
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Keep the newest calibrations, up to `KEPT_BYTES` and at least one."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for index, path in enumerate(files):
+        total += path.stat().st_size
+        if index > 0 and total > KEPT_BYTES:
+            path.unlink(missing_ok=True)

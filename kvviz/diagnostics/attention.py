@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import einsum
 from torch import Tensor
 
 from kvviz.align.alignment import Alignment
-from kvviz.diagnostics.heads import head_weights, normalised
 from kvviz.trace import Trace
 
 BLOCK = 512  # Query rows at a time, so that a long text does not need T² of memory for every head at once.
@@ -73,7 +71,7 @@ def attention_pair(alignment: Alignment, layer: int) -> tuple[Tensor, Tensor, Te
     valid = alignment.trace_s.attention_mask[0]
     log_student = log_attention(alignment.trace_s, layer)
     if alignment.config.attention_target == "mixed":
-        target, outside = mixed_attention(alignment, layer)
+        target, outside = (part[0] for part in alignment.mixed_attention(layer))
     else:
         target = log_attention(alignment.projected, layer).exp()
         outside = target.new_zeros(target.shape[:-1])
@@ -96,34 +94,6 @@ def log_attention(trace: Trace, layer: int) -> Tensor:
             .masked_fill(dead | (scores == -torch.inf), -torch.inf)
         )
     return torch.cat(blocks, dim=1)
-
-
-def mixed_attention(alignment: Alignment, layer: int) -> tuple[Tensor, Tensor]:
-    """The teacher's true attention carried to one student layer, `[head, query, key]` of the first sample.
-
-    Returns the renormalised target and, `[head, query]`, the share of each row that fell outside the student's mask
-    or on teacher tokens that no student token reads; NaN for a head that reads no teacher head. What the teacher's
-    attention sinks take lies on no token: it is not counted.
-    """
-    device = alignment.trace_s.q.device
-    shares = alignment.layer_matrix[layer].to(device)
-    heads = normalised(head_weights(alignment.aligner.projector("q"), layer)).to(device)
-    warp = alignment.warp.matrix()[0].to(device)
-    spread = alignment.warp.spread()[0].to(device)
-    mixed: Tensor | float = 0.0
-    for source in shares.nonzero().flatten().tolist():
-        teacher = alignment.trace_t.attention(source)[0].to(device)
-        mixed = mixed + shares[source] * einsum(
-            heads, teacher, "student_head teacher_head, teacher_head query key -> student_head query key"
-        )
-    rows = warp @ mixed
-    carried = rows @ spread.T
-    allowed = alignment.trace_s.allowed(layer)[0]
-    kept = carried.masked_fill(~allowed, 0.0)
-    mass = kept.sum(-1, keepdim=True)
-    total = rows.sum(-1, keepdim=True)
-    outside = torch.where(total > 0, 1 - mass / total.where(total > 0, 1.0), torch.nan).clamp(0, 1)
-    return torch.where(mass > 0, kept / mass.where(mass > 0, 1.0), 0.0), outside[..., 0]
 
 
 def worst_rows(difference: AttentionDifference, count: int = 10) -> list[tuple[int, int, int, float]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from kvviz.align.aligner import Projector
 from kvviz.align.flat import FlatProjector
 from kvviz.align.heads import HeadwiseMapProjector
+from kvviz.align.mixed import at_layer, head_weights, normalised
 
 # A teacher head counts as dead where every student head gives it less than this share of what it gives its
 # favourite: so no head of an even mixer is dead, however many it reads.
@@ -32,21 +33,6 @@ class Mixer:
     dead_teacher: list[int]
     dead_student: list[int]
     singular_values: dict[str, Tensor]
-
-
-def head_weights(projector: Projector, layer: int) -> Tensor:
-    """`[H_s, H_t]`: the mixer itself, or for a flat map the Frobenius norm of each (student, teacher) head block."""
-    if isinstance(projector, FlatProjector):
-        dense = _at(projector.dense().detach(), layer, 4)
-        return torch.linalg.matrix_norm(dense.permute(0, 2, 1, 3))
-    return _at(projector.head_mixer.detach(), layer, 2)
-
-
-def normalised(weights: Tensor) -> Tensor:
-    """|weights| with rows summing to 1; a row of zeros stays zero."""
-    magnitude = weights.abs()
-    total = magnitude.sum(-1, keepdim=True)
-    return torch.where(total > 0, magnitude / torch.where(total > 0, total, 1.0), 0.0)
 
 
 def describe_mixer(projector: Projector, layer: int) -> Mixer:
@@ -72,15 +58,10 @@ def describe_mixer(projector: Projector, layer: int) -> Mixer:
 def _singular_values(projector: Projector, layer: int) -> dict[str, Tensor]:
     if isinstance(projector, FlatProjector):
         weight = projector.projector.weight.detach()
-        return {"whole map": torch.linalg.svdvals(_at(weight, layer, 2))}
+        return {"whole map": torch.linalg.svdvals(at_layer(weight, layer, 2))}
     if not isinstance(projector, HeadwiseMapProjector):
         return {"all heads": torch.ones(min(projector.D_s, projector.D_t))}
     if projector.share_dim_proj:
-        return {"all heads": torch.linalg.svdvals(_at(projector.dim_proj.detach(), layer, 2))}
-    matrices = _at(projector.dim_proj.detach(), layer, 3)
+        return {"all heads": torch.linalg.svdvals(at_layer(projector.dim_proj.detach(), layer, 2))}
+    matrices = at_layer(projector.dim_proj.detach(), layer, 3)
     return {f"head {head}": torch.linalg.svdvals(matrix) for head, matrix in enumerate(matrices)}
-
-
-def _at(parameter: Tensor, layer: int, own_axes: int) -> Tensor:
-    """A parameter's value at a layer: it has a leading layer axis only where layers do not share."""
-    return parameter if parameter.ndim == own_axes else parameter[layer]

@@ -260,3 +260,16 @@ def test_time_options_reach_the_warper():
     expected = segment_warp(IDS, 5, None, {1: 2.0}, {0: 0.0}, "area").matrix()
     assert torch.equal(aligner.time_warper.warp(IDS, 5).matrix(), expected)
     assert torch.equal(time_warper(config).warp(IDS, 5).matrix(), expected)
+
+
+def test_padding_stays_padding_when_no_length_is_asked_for():
+    """A padded batch without T_s: each text as if it were alone, nothing stretched over the padding."""
+    teacher, student = Geometry(2, 4, 2, 6, 6), Geometry(2, 2, 2, 4, 4)
+    aligner = MapProjectionAligner(teacher, student, seed=0)
+    k, v, q = (torch.randn(2, 2, heads, 5, 6) for heads in (2, 2, 4))
+    ids = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, -1, -1]])
+    together = aligner(k, v, q, ids)
+    alone = aligner(k[1:, ..., :3, :], v[1:, ..., :3, :], q[1:, ..., :3, :], ids[1:, :3])
+    for whole, part in zip(together, alone, strict=True):
+        torch.testing.assert_close(whole[1:, ..., :3, :], part)
+        assert not whole[1, ..., 3:, :].any()

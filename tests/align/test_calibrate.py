@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import threading
 from dataclasses import replace
 
@@ -100,7 +101,7 @@ def direct(pair, texts, part, key_space):
 @pytest.mark.parametrize("key_space", ["pre_rope", "post_rope"])
 def test_sums_are_those_of_the_states_themselves(pair, key_space):
     found = collect(*pair, SPLITS, key_space, MATRIX, batch_size=3)
-    assert found.cross
+    assert found.layer_matrix is None
     for part in PARTS:
         for moments, texts in zip(
             found.splits[part], (SPLITS.fit, SPLITS.select, SPLITS.report), strict=True
@@ -135,7 +136,7 @@ def test_a_large_pair_has_its_layer_map_baked_in(pair, monkeypatch):
     cross = collect(*pair, SPLITS, "pre_rope", MATRIX).under(MATRIX)
     monkeypatch.setattr(calibrate, "CROSS_LIMIT", 0)
     baked = collect(*pair, SPLITS, "pre_rope", MATRIX)
-    assert not baked.cross
+    assert torch.equal(baked.layer_matrix, MATRIX)
     for part in PARTS:
         for name in ("fit", "select", "report"):
             a, b = getattr(baked.under(MATRIX)[part], name), getattr(cross[part], name)
@@ -152,7 +153,7 @@ def test_saved_and_loaded_again_is_the_same(pair, folder, monkeypatch, cross):
     save("key", found)
     assert [path.name for path in folder.iterdir()] == ["key.safetensors"]
     again = load("key")
-    assert again.cross == found.cross == cross
+    assert (again.layer_matrix is None) == (found.layer_matrix is None) == cross
     for part in PARTS:
         for a, b in zip(found.splits[part], again.splits[part], strict=True):
             assert type(a) is type(b)
@@ -168,15 +169,13 @@ def spoil(path, how):
         path.write_bytes(b"")
     elif how == "other bytes":
         path.write_bytes(b"not tensors at all" * 100)
-    elif how == "no metadata":
-        save_file(load_file(path), path)
     else:
         tensors = load_file(path)
         del tensors["k.1.xy"]
-        save_file(tensors, path, metadata={"cross": "1"})
+        save_file(tensors, path)
 
 
-@pytest.mark.parametrize("how", ["cut short", "empty", "other bytes", "no metadata", "a tensor missing"])
+@pytest.mark.parametrize("how", ["cut short", "empty", "other bytes", "a tensor missing"])
 def test_a_spoiled_file_is_removed(pair, folder, how):
     save("key", collect(*pair, SPLITS, "post_rope", MATRIX))
     spoil(folder / "key.safetensors", how)
@@ -185,7 +184,7 @@ def test_a_spoiled_file_is_removed(pair, folder, how):
 
 
 def test_a_write_that_fails_leaves_nothing(pair, folder, monkeypatch):
-    def full(tensors, path, metadata):
+    def full(tensors, path):
         path.write_bytes(b"half")
         raise OSError("no space left")
 
@@ -284,7 +283,25 @@ def test_too_few_texts_are_refused(texts):
         CalibrationTexts.split(texts)
 
 
-def test_baked_sums_are_returned_as_they_are():
+def test_baked_sums_serve_only_the_layer_map_they_were_made_for():
     moments = Moments.of(torch.randn(2, 5, 3), torch.randn(2, 5, 3))
-    calibration = Calibration(dict.fromkeys(PARTS, (moments,) * 3), cross=False)
+    calibration = Calibration(dict.fromkeys(PARTS, (moments,) * 3), layer_matrix=MATRIX)
     assert calibration.under(MATRIX)["k"].fit is moments
+    with pytest.raises(CalibrationError, match="another layer map"):
+        calibration.under(MATRIX.flip(0))
+
+
+def test_only_the_newest_calibrations_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVVIZ_CACHE", str(tmp_path))
+    folder = calibrate.cache_folder()
+    folder.mkdir(parents=True)
+    for age, name in enumerate(("new", "old", "oldest")):
+        path = folder / f"{name}.safetensors"
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(calibrate, "KEPT_BYTES", 200)
+    calibrate._forget_oldest(folder)
+    assert sorted(path.stem for path in folder.iterdir()) == ["new", "old"]
+    monkeypatch.setattr(calibrate, "KEPT_BYTES", 1)
+    calibrate._forget_oldest(folder)
+    assert [path.stem for path in folder.iterdir()] == ["new"]

@@ -9,6 +9,7 @@ import torch
 
 from kvviz.align.aligner import MapProjectionAligner
 from kvviz.align.alignment import align
+from kvviz.align.mixed import head_weights
 from kvviz.align.time import segment_warp
 from kvviz.capture import capture
 from kvviz.config import AlignmentConfig
@@ -20,7 +21,8 @@ from kvviz.diagnostics.attention import (
     log_attention,
     worst_rows,
 )
-from kvviz.diagnostics.heads import head_weights
+from kvviz.inspection import Inspection, Prompt, read
+from kvviz.losses import causal_attention_kl
 from kvviz.pair import wrap_model
 from tests.families import byte_tokenizer, family, model
 
@@ -202,3 +204,15 @@ def test_worst_rows_come_largest_first():
     ]
     assert len(worst_rows(difference, 100)) == 8
     assert worst_rows(replace(difference, rows=torch.full((1, 2, 3), math.nan)), 5) == []
+
+
+def test_the_loss_and_the_page_agree_on_the_mixed_target():
+    """StructuralKVLoss given `attention_target()` reports the KL that page 6 shows."""
+    teacher, student = family("llama"), family("qwen2")
+    config = AlignmentConfig(init="uniform", attention_target="mixed")
+    inspection = Inspection(read(teacher, student, Prompt("3 + 4 = 7\n7 - 2 = 5\n#### 5")), config)
+    trace, target = inspection.reading.trace_s, inspection.alignment.attention_target()
+    kl = causal_attention_kl(
+        trace.q, trace.k, None, None, trace.attention_mask, scaling=trace.scaling, t_attention=target
+    )
+    assert float(kl) == pytest.approx(inspection.attention.mean, rel=1e-4)
