@@ -85,7 +85,7 @@ def _explained(page: Page, difference: AttentionDifference) -> None:
     }[inspection.config.attention_target]
     which = "the identity map" if page.view.baseline else "this aligner"
     other = (
-        "" if page.view.baseline else f" The identity map has {inspection.baseline_attention.mean:.3g} nats."
+        "" if page.view.baseline else f" The identity map has {inspection.baseline_attention.mean:#.3g} nats."
     )
     outside = ""
     if inspection.config.attention_target == "mixed":
@@ -94,7 +94,7 @@ def _explained(page: Page, difference: AttentionDifference) -> None:
             "tokens that no student token reads; the rest was renormalised."
         )
     st.markdown(
-        f"Mean KL(teacher ‖ student) over all layers, heads and rows, {which}: **{difference.mean:.3g} nats**.{other}{outside}"
+        f"Mean KL(teacher ‖ student) over all layers, heads and rows, {which}: **{difference.mean:#.3g} nats**.{other}{outside}"
     )
     st.caption(
         f"Teacher's side: {target}. 0 nats: the same pattern. Strong colour is a large KL; the scale begins at 0."
@@ -173,7 +173,7 @@ def _detail(page: Page, difference: AttentionDifference, chosen: Selection, head
         ("Entropy of the student", difference.entropy_student[layer, head], "Mean over rows, nats: high is spread out."),
     )  # fmt: skip
     for place, (name, value, words) in zip(st.columns(3), facts, strict=True):
-        place.metric(name, f"{float(value):.3g} nats", help=words)
+        place.metric(name, f"{float(value):#.3g} nats", help=words)
     st.markdown(
         "**KL by token**",
         help="KL of the row in which this token is the query, nats. Click a token to frame its row.",

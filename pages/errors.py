@@ -77,7 +77,7 @@ def _maps(page: Page, chosen: Selection | None) -> None:
                 selected=(chosen.layer, chosen.head) if chosen and chosen.part == part else None,
                 baseline=None if view.baseline else getattr(baseline, view.metric).cpu().numpy(),
                 col_brackets=gqa_brackets(student.heads, student.kv_heads) if part == "q" else (),
-                width=330 if part != "q" else 700,
+                width=380 if part != "q" else 700,
             )
             cell_chart(figure, f"errors.{part}", partial(select, part))
 
@@ -87,9 +87,9 @@ def _total(page: Page, part: Part) -> str:
     metric = page.view.metric
     now = page.inspection.errors[part].total[metric]
     then = page.inspection.baseline_errors[part].total[metric]
-    shown, other = f"**{now:.3g}**", f"identity {then:.3g}"
+    shown, other = f"**{now:#.3g}**", f"identity {then:#.3g}"
     if page.view.baseline:
-        shown, other = f"**{then:.3g}** (identity)", f"aligner {now:.3g}"
+        shown, other = f"**{then:#.3g}** (identity)", f"aligner {now:#.3g}"
     return f"**{part.upper()}** {NAMES[metric].lower()} over all heads: {shown} · {other}"
 
 
@@ -130,8 +130,8 @@ def _figures(page: Page, chosen: Selection) -> None:
         now, then = (float(getattr(found, metric)[chosen.layer, chosen.head]) for found in (errors, baseline))
         place.metric(
             NAMES[metric],
-            f"{now:.3g}",
-            f"identity {then:.3g}",
+            f"{now:#.3g}",
+            f"identity {then:#.3g}",
             delta_color="off",
             delta_arrow="off",
             help=METRICS[metric],

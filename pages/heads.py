@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -79,10 +80,11 @@ def _layer(page: Page) -> int:
 
 
 def _maps(page: Page, mixers: dict[Part, Mixer], chosen: Selection | None, layer: int) -> None:
-    columns = st.columns(2)
-    for part, place in zip(("k", "v"), columns, strict=True):
-        with place:
-            _map(page, part, mixers[part], chosen, layer)
+    left, right = st.columns(2)
+    with left:
+        _map(page, "k", mixers["k"], chosen, layer)
+    with right:
+        _map(page, "v", mixers["v"], chosen, layer)
     _map(page, "q", mixers["q"], chosen, layer)
 
 
@@ -96,6 +98,7 @@ def _map(page: Page, part: Part, mixer: Mixer, chosen: Selection | None, layer: 
     sources = chosen.sources if chosen and chosen.part == part else []
     strongest = (rows[0], sources[0]) if sources else None
     grouped = part == "q"
+    width = 700 if grouped else 380  # Of the narrowest page: K and V share a row.
     if page.inspection.config.kv_projection_mode == "flat":
         figure = cells(
             mixer.weights.cpu().numpy(),
@@ -106,6 +109,7 @@ def _map(page: Page, part: Part, mixer: Mixer, chosen: Selection | None, layer: 
             selected=strongest,
             highlight_rows=rows,
             highlight_cols=sources,
+            width=width,
             row_brackets=figures.gqa_brackets(student.heads, student.kv_heads) if grouped else (),
             col_brackets=figures.gqa_brackets(teacher.heads, teacher.kv_heads) if grouped else (),
         )
@@ -117,6 +121,7 @@ def _map(page: Page, part: Part, mixer: Mixer, chosen: Selection | None, layer: 
             selected=strongest,
             highlight_rows=rows,
             highlight_cols=sources,
+            width=width,
             student_brackets=figures.gqa_brackets(student.heads, student.kv_heads) if grouped else (),
             teacher_brackets=figures.gqa_brackets(teacher.heads, teacher.kv_heads) if grouped else (),
         )
@@ -177,7 +182,7 @@ def _numbers(page: Page, mixers: dict[Part, Mixer], chosen: Selection | None, la
             "**Row sums**",
             help="Sum of a student head's weights over teacher heads. The uniform start sums to 1.",
         )
-        common = {
+        common: dict[str, Any] = {
             "theme": page.theme,
             "dead": mixer.dead_student,
             "head_title": title,
