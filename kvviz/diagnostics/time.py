@@ -9,7 +9,7 @@ from math import nan
 import torch
 from torch import Tensor
 
-from kvviz.align.time import segment_warp
+from kvviz.align.time import Method, segment_warp
 from kvviz.align.warp import Warp
 from kvviz.config import AlignmentConfig
 
@@ -65,7 +65,7 @@ def what_if(config: AlignmentConfig, ids_t: Tensor, T_s: int) -> tuple[Warp, Ten
     Raises:
         ValueError: where every segment has ratio 0.
     """
-    method = "area" if config.time_method == "area" else "linear"
+    method: Method = "area" if config.time_method == "area" else "linear"
     warp = segment_warp(ids_t, T_s, None, dict(config.ratio_map), dict(config.alpha_map), method)
     heaviest = warp.weight.argmax(dim=2, keepdim=True)
     read = torch.gather(warp.index, 2, heaviest)[:, :, 0]
