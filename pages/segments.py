@@ -442,9 +442,7 @@ def _editor(page: Page, found: dict[Side, Edited], side: Side, edited: Edited) -
                 "begins at character": [segment.start for segment in edited.segments],
                 "kind": [segment.kind for segment in edited.segments],
                 "goes with": [page.reading.names[shared] for shared in edited.shared],
-                "text": [
-                    visible(edited.text[segment.start : segment.end], 80) for segment in edited.segments
-                ],
+                "text": [_excerpt(edited.text[segment.start : segment.end]) for segment in edited.segments],
             }
         ),
         key=key,
