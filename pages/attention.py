@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -40,9 +39,6 @@ def draw() -> None:
         choice("attention_target", place="attention.")
     with instead:
         switch("baseline")
-    if _cannot_mix(page):
-        reproduce(page)
-        return
     difference = page.inspection.baseline_attention if page.view.baseline else page.inspection.attention
     chosen = selection(page.view, page.inspection)
     head = None if chosen is None else related(chosen, QUERY, page.inspection.student)[0]
@@ -55,25 +51,6 @@ def draw() -> None:
     if chosen is not None and head is not None:
         _detail(page, difference, chosen, head)
     reproduce(page)
-
-
-def _cannot_mix(page: Page) -> bool:
-    """Say why there is no mixed target, where a projector has no weights to mix heads with."""
-    config = page.inspection.config
-    elastic = config.kv_projection_mode == "flat" and config.flat_kind == "elastic"
-    if page.view.baseline or config.attention_target != "mixed" or not elastic:
-        return False
-    st.info(
-        "The mixed target averages the teacher's heads with the projector's weights. The elastic flat projector is not linear "
-        "and has none: use the projected target, or the linear flat projector.",
-        icon=":material/info:",
-    )
-    st.button(
-        "Use the projected target",
-        key="attention.projected",
-        on_click=partial(update, attention_target="projected"),
-    )
-    return True
 
 
 def _explained(page: Page, difference: AttentionDifference) -> None:
