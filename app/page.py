@@ -23,6 +23,8 @@ from kvviz.segments import from_spec
 
 log = logging.getLogger("kvviz.app")
 
+IGNORED_NAMED = 12  # Fields of an address that are named one by one.
+
 
 @dataclass(frozen=True, eq=False)
 class Page:
@@ -45,8 +47,13 @@ def heading(title: str, question: str) -> None:
     """A page's title and the question it answers."""
     st.title(title, anchor=False)
     st.caption(question)
-    for message in st.session_state.get("ignored", []):
+    ignored = st.session_state.get("ignored", [])
+    for message in ignored[:IGNORED_NAMED]:
         st.warning(plain(f"Ignored. {message}"), icon=":material/link_off:")
+    if len(ignored) > IGNORED_NAMED:
+        st.warning(
+            f"Ignored. {len(ignored) - IGNORED_NAMED} more fields of the address.", icon=":material/link_off:"
+        )
 
 
 def open_page(title: str, question: str, nothing_selected: str = "") -> Page:

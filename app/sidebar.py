@@ -52,7 +52,9 @@ def _prompt(view: View) -> None:
             **keyed("student_text", view.student_text, str, also=NO_STUDENT_SEGMENTS),
         )
     if view.unspelled():
-        st.caption(f"Texts over {SPELLED_LIMIT:,} characters are kept in this session, not in the address.")
+        st.caption(
+            f"Texts and segments over {SPELLED_LIMIT:,} characters are kept in this session, not in the address."
+        )
 
 
 def _alignment(view: View) -> None:

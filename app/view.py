@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kvviz.align.aligner import Part
 from kvviz.config import AlignmentConfig, ConfigError, tolerant
 from kvviz.figures.canvas import Bend
+from kvviz.figures.labels import visible
 from kvviz.pair import Device, Dtype, ModelSpec
 
 SPELLED_LIMIT = 4000  # Characters of a text that still fit into an address people can send around.
@@ -82,8 +83,9 @@ class View(BaseModel):
         } | self.alignment.to_query()
 
     def unspelled(self) -> list[str]:
-        """Texts too long for the address bar."""
-        return [name for name in ("text", "student_text") if len(getattr(self, name)) > SPELLED_LIMIT]
+        """Texts, and segments drawn on them, that are too long for the address bar."""
+        names = ("text", "student_text", "segments", "student_segments")
+        return [name for name in names if len(getattr(self, name)) > SPELLED_LIMIT]
 
     @classmethod
     def from_query(cls, query: Mapping[str, str]) -> tuple[View, list[str]]:
@@ -93,7 +95,7 @@ class View(BaseModel):
         view, more = tolerant(cls, {name: query[name] for name in fields if name in query})
         known = fields | set(AlignmentConfig.model_fields) | {"init_uniform"}
         unknown = [name for name in query if name not in known and not name.startswith("loss.")]
-        ignored += more + [f"{name}: unknown, it was ignored" for name in unknown]
+        ignored += more + [f"{visible(name, 60)}: unknown" for name in unknown]
         return view.model_copy(update={"alignment": alignment}), ignored
 
 

@@ -335,11 +335,12 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         return f"{path}: unknown key; known are {', '.join(_known(model, detail['loc'][:-1]))}"
     field = _field(model, detail["loc"])
     options = get_args(field.annotation) if field is not None else ()
-    if options and all(isinstance(option, str) for option in options):
-        return f"{path}: {detail['input']!r} is none of {', '.join(options)}"
     given = repr(detail["input"])
+    given = given if len(given) < 80 else given[:77] + "…"
+    if options and all(isinstance(option, str) for option in options):
+        return f"{path}: {given} is none of {', '.join(options)}"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{path}: {given if len(given) < 80 else given[:77] + '…'} is not usable ({message})"
+    return f"{path}: {given} is not usable ({message})"
 
 
 def _field(model: type[BaseModel], place: Sequence[int | str]) -> FieldInfo | None:
