@@ -40,6 +40,8 @@ from kvviz.bundled.tokenizers import Role, build_tokenizer
 POSITIONS = 1024
 TOKENIZER_SEED, SELECTION_SEED, REPORT_SEED = 900, 7, 11  # of the problems drawn for each purpose
 DRILL_PROBLEMS = 4  # their equations are about as many tokens as one problem
+DRILL_LINES = 12
+LARGE = re.compile(r"(\d{3}[-+]\d+|\d+[-+]\d{3})=")
 IGNORED = -100  # label of a position without loss
 
 
@@ -51,6 +53,10 @@ class Stage:
     schedule_steps: int  # length of the whole schedule; the stage may end before it does
     drill_share: float  # of the rows: bare equations of several problems, to practise arithmetic cheaply
     warmup_steps: int = 100
+    large_only: bool = (
+        False  # drill only sums and differences with numbers of three digits, the last to be learned
+    )
+    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,6 @@ class Recipe:
     goal: float  # share of the selection problems at which training stops
     brief_share: float
     batch_size: int = 32
-    learning_rate: float = 2e-3
     evaluate_every: int = 250
     selection_problems: int = 200
     report_problems: int = 500
@@ -83,11 +88,13 @@ RECIPES: dict[Role, Recipe] = {
             "tie_word_embeddings": False,
         },
         seed=1,
-        # The words come first and the arithmetic late, one operation after the other: the second stage
-        # starts the schedule again, with more drill.
+        # The words come first and the arithmetic late, one operation after the other (subtraction last): later
+        # stages start the schedule again, with more drill.
         stages=(
             Stage(steps=1250, schedule_steps=2000, drill_share=0.2),
-            Stage(steps=1400, schedule_steps=1400, drill_share=0.35, warmup_steps=50),
+            Stage(steps=1000, schedule_steps=1200, drill_share=0.35, warmup_steps=50),
+            Stage(steps=750, schedule_steps=800, drill_share=0.5, warmup_steps=50),
+            Stage(500, 500, drill_share=0.5, warmup_steps=30, large_only=True, learning_rate=1.5e-3),
         ),
         goal=0.985,
         brief_share=0.1,
@@ -129,9 +136,18 @@ class ProblemStream(IterableDataset):
         told.append(self.tokenizer.eos_token_id)
         return {"input_ids": asked + told, "labels": [IGNORED] * len(asked) + told}
 
-    def drill(self, solved: list[Problem]) -> dict[str, list[int]]:
-        """Ids of the bare equations of some problems, spaced as in full reasoning; only the results are learned."""
-        lines = [re.sub(r"([-+*/=])", r" \1 ", line) for problem in solved for line in problem.brief]
+    def drill_lines(self, seeds: Iterator[int]) -> list[str]:
+        """Equations of new problems, "12+35=47": all of a few, or only the large ones of more."""
+        if not self.recipe.stages[self.stage].large_only:
+            return [line for _ in range(DRILL_PROBLEMS) for line in make_problem(next(seeds), "train").brief]
+        large: list[str] = []
+        while len(large) < DRILL_LINES:
+            large += [line for line in make_problem(next(seeds), "train").brief if LARGE.match(line)]
+        return large
+
+    def drill(self, equations: list[str]) -> dict[str, list[int]]:
+        """Ids of bare equations, spaced as in full reasoning, a line each; only the results are learned."""
+        lines = [re.sub(r"([-+*/=])", r" \1 ", line) for line in equations]
         text = "\n".join(lines)
         results = {
             i
@@ -155,9 +171,7 @@ class ProblemStream(IterableDataset):
             pool = []
             for seed in islice(seeds, size * self.batches):
                 if rng.random() < drill_share:
-                    pool.append(
-                        self.drill([make_problem(next(seeds), "train") for _ in range(DRILL_PROBLEMS)])
-                    )
+                    pool.append(self.drill(self.drill_lines(seeds)))
                     continue
                 form: Form = "brief" if rng.random() < self.recipe.brief_share else "full"
                 pool.append(self.encode(make_problem(seed, "train"), form))
@@ -214,7 +228,7 @@ def run_stage(model: LlamaForCausalLM, recipe: Recipe, stage: int, keep: KeepBes
             output_dir=str(keep.folder),
             max_steps=keep.stage.schedule_steps,
             per_device_train_batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
+            learning_rate=keep.stage.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=keep.stage.warmup_steps,
             adam_beta2=0.98,
@@ -310,6 +324,7 @@ def card_text(card: dict[str, Any]) -> str:
         "vocabulary": lambda c: c["vocabulary"],
         "brief reasoning in training": lambda c: f"{c['recipe']['brief_share']:.0%}",
         "seed": lambda c: c["recipe"]["seed"],
+        "steps of each stage": lambda c: " + ".join(str(stage["steps"]) for stage in c["recipe"]["stages"]),
         "step kept": lambda c: f"{c['step_kept']} of {c['steps_run']}",
         "batch size": lambda c: c["recipe"]["batch_size"],
         "time to train": lambda c: f"{c['training_seconds'] / 60:.0f} min on CPU, threads: {c['threads']}",

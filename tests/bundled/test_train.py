@@ -1,11 +1,13 @@
 """Training end to end in miniature, and what a batch looks like."""
 
 import json
+import re
+from itertools import count
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kvviz.bundled.problems import parse_answer, problems
+from kvviz.bundled.problems import make_problem, parse_answer, problems
 from kvviz.bundled.tokenizers import build_tokenizer
 from kvviz.bundled.train import IGNORED, RECIPES, ProblemStream, collate, main
 
@@ -38,15 +40,11 @@ def test_three_steps_end_to_end(tmp_path):
     text = (tmp_path / "CARD.md").read_text()
     assert "| exact match |" in text
     assert f"of 4 = {card['teacher']['exact_match']['share']:.1%}" in text
-
-
-def test_one_role_leaves_the_other_on_the_card(tmp_path):
-    main(["--role", "student", "--out", str(tmp_path), *TINY])
-    before = json.loads((tmp_path / "card.json").read_text())["student"]
-    main(["--role", "teacher", "--out", str(tmp_path), *TINY, "--seed", "5"])
-    card = json.loads((tmp_path / "card.json").read_text())
-    assert card["student"] == before
-    assert card["teacher"]["recipe"]["seed"] == 5
+    # Training one of them again leaves the other on the card.
+    main(["--role", "teacher", "--out", str(tmp_path), *TINY, "--steps", "1", "--seed", "5"])
+    again = json.loads((tmp_path / "card.json").read_text())
+    assert again["student"] == card["student"]
+    assert again["teacher"]["recipe"]["seed"] == 5
 
 
 def test_only_the_completion_is_learned_and_it_ends():
@@ -77,7 +75,7 @@ def test_only_the_completion_is_learned_and_it_ends():
 def test_a_drill_teaches_the_results_and_nothing_else(role):
     tokenizer = build_tokenizer(role, ["12 + 35 = 47\n= 4"], 64)
     solved = problems(3, "train")
-    row = ProblemStream(tokenizer, RECIPES[role]).drill(solved)
+    row = ProblemStream(tokenizer, RECIPES[role]).drill([line for p in solved for line in p.brief])
     ids, labels = row["input_ids"], row["labels"]
     lines = tokenizer.decode(ids[1:]).split("\n")
     assert [line.replace(" ", "") for line in lines] == [line for p in solved for line in p.brief]
@@ -85,6 +83,19 @@ def test_a_drill_teaches_the_results_and_nothing_else(role):
     assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
     learned = "".join(tokenizer.decode([label]) for label in labels if label != IGNORED)
     assert learned.replace(" ", "") == "".join(line.split(" = ")[1] for line in lines)
+
+
+def test_drills_come_from_training_problems_and_may_be_large_ones_only():
+    recipe, tokenizer = RECIPES["teacher"], build_tokenizer("teacher", ["1 + 2"], 64)
+    usual = ProblemStream(tokenizer, recipe, stage=0).drill_lines(iter(range(100)))
+    assert usual == [line for seed in range(4) for line in make_problem(seed, "train").brief]
+    last = len(recipe.stages) - 1
+    assert recipe.stages[last].large_only
+    large = ProblemStream(tokenizer, recipe, stage=last).drill_lines(count())
+    assert len(large) >= 12
+    for line in large:
+        a, b = (int(n) for n in re.split("[-+]", line.split("=")[0]))
+        assert max(a, b) >= 100
 
 
 def test_a_batch_holds_texts_of_like_length():
