@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import resources
+from app.charts import chart
 from app.page import Page, open_page
 from app.reproduce import reproduce
 from app.text import coloured_tokens, legend
@@ -29,9 +30,7 @@ def draw() -> None:
     _badge(page)
     _headline(page)
     st.subheader("What happens to the cache", anchor=False)
-    st.plotly_chart(
-        pipeline(_stages(page), theme=page.theme), theme=None, key="pipeline", config=page.theme.modebar()
-    )
+    chart(pipeline(_stages(page), theme=page.theme), "pipeline")
     _texts(page)
     _held_out(page)
     _pair(page)
@@ -148,13 +147,25 @@ def _held_out(page: Page) -> None:
         report = page.inspection.held_out(**({"share_layers": False} | changes))
         for part in PARTS:
             values[part.upper()][arm] = math.nan if report is None else report.scores[part].total_r2
-    st.plotly_chart(
-        headline(values, theme=page.theme), theme=None, key="held-out", config=page.theme.modebar()
-    )
+    chart(headline(values, theme=page.theme, chosen=_chosen(page)), "held-out")
     st.caption(
         "R² = 1 − residual / variance, all layers and heads; 1 is perfect, 0 is no better than the student's mean, below 0 is "
         "worse than that. Each map is fitted on one set of texts, its regulariser chosen on a second, this figure read on a third."
     )
+
+
+def _chosen(page: Page) -> str | None:
+    """The bar that stands for the configuration at hand, where one does."""
+    config = page.inspection.config
+    if config.kv_projection_mode == "identity":
+        return "identity"
+    if config.kv_projection_mode == "flat":
+        return "flat, fitted" if config.init == "fitted" and not config.share_layers else None
+    if config.init != "fitted":
+        return f"{config.init} start" if config.share_dim_proj and not config.share_layers else None
+    if config.share_layers:
+        return "shared over layers, fitted" if config.share_dim_proj else None
+    return "structured, fitted" if config.share_dim_proj else "per head, fitted"
 
 
 def _pair(page: Page) -> None:

@@ -17,22 +17,19 @@ from kvviz.figures.tokens import token_values
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure of a head: what it is called, how its colours run, and its definition for people."""
+    """How a measure of a head is drawn: its name, how its colours run, and around what (`kvviz.diagnostics.errors` defines it)."""
 
     unit: str
     scale: Scale
     center: float
-    definition: str
 
 
 METRICS: dict[str, Metric] = {
-    "relative_error": Metric(
-        "relative error", "sequential", 0.0, "squared distance over the student's own variance; 0 is equal, 1 no better than its mean"
-    ),
-    "cosine": Metric("cosine similarity", "unit", 0.0, "mean cosine between projected and own vectors; 1 is the same direction"),
-    "r2": Metric("R²", "unit", 0.0, "share of the student's variance explained; 1 is all of it, below 0 worse than its mean"),
-    "norm_ratio": Metric("norm ratio", "diverging", 1.0, "length of the projected over length of the own vectors; 1 is equal"),
-}  # fmt: skip
+    "relative_error": Metric("relative error", "sequential", 0.0),
+    "cosine": Metric("cosine similarity", "unit", 0.0),
+    "r2": Metric("R²", "unit", 0.0),
+    "norm_ratio": Metric("norm ratio", "diverging", 1.0),
+}
 
 BANDS = (
     (-1.0, 0.5, "below 0.5"),
