@@ -12,11 +12,13 @@ from app.controls import choice, keyed
 from app.page import Page, open_page
 from app.reproduce import reproduce
 from app.view import current, update
+from kvviz.align.aligner import PARTS, Part
 from kvviz.align.layers import OVERLOAD, overloaded, unmapped, with_weight
 from kvviz.figures import layers as figures
 from kvviz.figures.heatmap import cells
 from kvviz.figures.overview import headline
 
+SHOWN: tuple[Part, ...] = ("k", "v")  # Parts whose error the page shows.
 MOST_NAMED = 12  # Teacher layers named one by one in a sentence.
 
 
@@ -124,7 +126,7 @@ def _edit(page: Page, row: int, col: int) -> None:
         disabled=not custom and current().alignment.layer_matrix is None,
         help="Forgets the edited map.",
     )
-    for column, part in zip(st.columns(2), ("k", "v"), strict=True):
+    for column, part in zip(st.columns(2), SHOWN, strict=True):
         now = float(page.inspection.errors[part].by_layer["relative_error"][row])
         then = float(page.inspection.baseline_errors[part].by_layer["relative_error"][row])
         column.metric(
@@ -154,8 +156,8 @@ def _shown(value: float) -> str:
 def _errors(page: Page, row: int) -> None:
     errors, baseline = page.inspection.errors, page.inspection.baseline_errors
     figure = figures.per_layer_error(
-        {part.upper(): errors[part].by_layer["relative_error"].cpu().numpy() for part in ("k", "v")},
-        {part.upper(): baseline[part].by_layer["relative_error"].cpu().numpy() for part in ("k", "v")},
+        {part.upper(): errors[part].by_layer["relative_error"].cpu().numpy() for part in SHOWN},
+        {part.upper(): baseline[part].by_layer["relative_error"].cpu().numpy() for part in SHOWN},
         theme=page.theme,
         selected=row,
     )
@@ -206,8 +208,8 @@ def _sharing(page: Page) -> None:
     values: dict[str, dict[str, float]] = {"K": {}, "V": {}, "Q": {}}
     for arm, share in arms.items():
         report = page.inspection.held_out(**fitted, share_layers=share)
-        for part in values:
-            values[part][arm] = math.nan if report is None else report.scores[part.lower()].total_r2
+        for part in PARTS:
+            values[part.upper()][arm] = math.nan if report is None else report.scores[part].total_r2
     chart(headline(values, theme=page.theme, chosen=list(arms)[config.share_layers]), "layers.sharing")
     each, one = arms
     losses = ", ".join(f"{part} {_shown(row[each] - row[one])}" for part, row in values.items())
