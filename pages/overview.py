@@ -62,32 +62,42 @@ def _headline(page: Page) -> None:
     errors, baseline = inspection.errors, inspection.baseline_errors
     columns = st.columns(4)
     for column, part in zip(columns, SHOWN, strict=False):
-        now, then = errors[part].total["relative_error"], baseline[part].total["relative_error"]
-        column.metric(
+        _against_identity(
+            column,
             f"{part.upper()} relative error",
-            f"{now:.3f}",
-            f"{now - then:+.3f} against identity ({then:.3f})",
-            delta_color="inverse",
-            border=True,
-            help="‖projected − student‖² / ‖student‖² on this text, all layers, heads and tokens; 0 is perfect.",
+            errors[part].total["relative_error"],
+            baseline[part].total["relative_error"],
+            "‖projected − student‖² / ‖student‖² on this text, all layers, heads and tokens; 0 is perfect. ",
         )
-    now, then = inspection.attention.mean, inspection.baseline_attention.mean
-    columns[2].metric(
+    _against_identity(
+        columns[2],
         "Attention KL, nats",
-        f"{now:.3f}",
-        f"{now - then:+.3f} against identity ({then:.3f})",
-        delta_color="inverse",
-        border=True,
-        help="KL(aligned teacher ‖ student), causal, mean over layers, heads and rows of this text.",
+        inspection.attention.mean,
+        inspection.baseline_attention.mean,
+        "KL(aligned teacher ‖ student), causal, mean over layers, heads and rows of this text. ",
     )
     columns[3].metric(
-        "Parameters of the aligner",
+        "Aligner parameters",
         f"{inspection.aligner.parameter_count():,}",
         f"T_t {page.reading.trace_t.q.shape[3]} → T_s {page.reading.trace_s.q.shape[3]} tokens",
         delta_color="off",
         delta_arrow="off",
         border=True,
         help="Trainable numbers in the head mixers, dim projections and offsets of Q, K and V.",
+    )
+
+
+def _against_identity(place: Any, name: str, now: float, then: float, words: str) -> None:
+    """A figure of which less is better, and what the identity has in its place: green where the aligner beats it."""
+    better = now < then
+    place.metric(
+        name,
+        f"{now:z.3f}",
+        f"identity {then:z.3f}",
+        delta_color="green" if better else "gray" if now == then else "red",
+        delta_arrow="off",
+        border=True,
+        help=words + "Below it the identity map's: group means over heads, no parameters.",
     )
 
 
