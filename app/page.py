@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 
 import streamlit as st
@@ -13,8 +14,8 @@ from app.view import View, current, update
 from kvviz import bundled
 from kvviz.align import calibrate
 from kvviz.align.calibrate import CalibrationError, CalibrationTexts
-from kvviz.config import ConfigError
-from kvviz.errors import ExplainedError
+from kvviz.config import AlignmentConfig, ConfigError
+from kvviz.errors import ExplainedError, PromptError, sentence
 from kvviz.figures.theme import Theme
 from kvviz.figures.theme import theme as theme_for
 from kvviz.inspection import Inspection, Prompt, Reading
@@ -82,7 +83,7 @@ def open_page(title: str, question: str, nothing_selected: str = "") -> Page:
         st.stop()
     except (ConfigError, CalibrationError) as error:
         explain("This alignment cannot be made.", str(error), "Change it in the sidebar, or reset it here.")
-        st.button("Reset the alignment", on_click=lambda: update(**_default_alignment()))
+        _offer_reset(str(error).partition(":")[0])
         st.stop()
     page = Page(view, theme(), teacher, student, reading, inspection)
     strip(page, nothing_selected)
@@ -138,39 +139,66 @@ def _segments(spec: str, text: str):
 
 def _calibrated(view: View, reading: Reading, teacher: LoadedModel, student: LoadedModel) -> str | None:
     """The key of this pair's calibration. The bundled pair is calibrated at once, another on a button."""
-    texts: CalibrationTexts = st.session_state.get("calibration_texts") or resources.bundled_texts()
+    own = None if view.bundled else st.session_state.get("calibration_texts")
+    texts: CalibrationTexts = own or resources.bundled_texts()
     key = resources.calibration_key(reading, teacher, student, view.alignment, texts)
     if resources.kept_calibration(key) is not None:
         return key
     slot = st.empty()
-    if not view.bundled:
-        asked = _asked(slot, texts)
+    if not view.bundled or st.session_state.get("calibration_cancelled"):
+        asked = _asked(slot)
         if asked is None:
             return None
-        texts = st.session_state["calibration_texts"] = asked
+        texts = asked
+        st.session_state["calibration_cancelled"] = False
         key = resources.calibration_key(reading, teacher, student, view.alignment, texts)
     with slot.container():
         bar = st.progress(0.0, "Calibrating: both models read the calibration texts, once.")
-        st.button("Cancel", key="calibrate.cancel")
+        # The rerun that a click starts ends this one at its next step; what was read so far is let go.
+        st.button(
+            "Cancel",
+            key="calibrate.cancel",
+            on_click=lambda: st.session_state.update(calibration_cancelled=True),
+        )
 
         def read_so_far(done: int, total: int) -> None:
             bar.progress(done / total, f"Calibrating: {done} of {total} texts read")
 
-        found = calibrate.collect(
-            teacher,
-            student,
-            texts,
-            Inspection(reading, view.alignment).key_space,
-            Inspection(reading, view.alignment).layer_matrix,
-            progress=read_so_far,
+        failed: PromptError | CalibrationError | None = None
+        try:
+            found = calibrate.collect(
+                teacher,
+                student,
+                texts,
+                Inspection(reading, view.alignment).key_space,
+                Inspection(reading, view.alignment).layer_matrix,
+                progress=read_so_far,
+            )
+            calibrate.save(key, found)
+        except (PromptError, CalibrationError) as error:
+            failed = error
+        except OSError as error:
+            raise ExplainedError(
+                "The calibration could not be kept on disk.",
+                sentence(error),
+                "Set KVVIZ_CACHE to a folder that can be written to, and start kvviz again.",
+            ) from error
+    if failed is not None:
+        slot.empty()
+        explain(
+            "This pair was not calibrated.",
+            f"{failed.what} {failed.why}" if isinstance(failed, PromptError) else sentence(failed),
+            "Below is the uniform start. Give other texts, or calibrate on the bundled problems.",
         )
-        calibrate.save(key, found)
+        return None
     slot.empty()
+    if not view.bundled:
+        st.session_state["calibration_texts"] = texts
     return key
 
 
-def _asked(slot, texts: CalibrationTexts) -> CalibrationTexts | None:
-    """Offer to calibrate a pair that is not bundled; the texts to do it on, or None while nobody asked."""
+def _asked(slot) -> CalibrationTexts | None:
+    """Offer to calibrate; the texts to do it on, or None while nobody asked or the texts cannot be used."""
     with slot.container(border=True):
         st.markdown(
             "**This pair is not calibrated yet.** Until it is, fitted projectors have nothing to be fitted on: "
@@ -181,18 +209,33 @@ def _asked(slot, texts: CalibrationTexts) -> CalibrationTexts | None:
         )
         if not st.button("Calibrate this pair", type="primary"):
             return None
-    if upload is None:
-        return texts
-    try:
-        return CalibrationTexts.split(upload.getvalue().decode("utf-8").split("\n\n"))
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{upload.name} is not UTF-8 text ({error.reason}); save it as UTF-8"
-        ) from error
+        if upload is None:
+            return resources.bundled_texts()
+        what, do = f"{upload.name} cannot be calibrated on.", "Give another file, or none."
+        try:
+            return CalibrationTexts.split(re.split(r"\n\s*\n", upload.getvalue().decode("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            explain(
+                what,
+                f"It is not UTF-8 text ({error.reason} at byte {error.start:,}).",
+                f"Save it as UTF-8. {do}",
+            )
+        except CalibrationError as error:
+            explain(what, sentence(str(error)), do)
+    return None
 
 
-def _default_alignment() -> dict:
-    return type(current().alignment)().model_dump()
+def _offer_reset(field: str) -> None:
+    """A way out of an alignment that cannot be made: the field at fault alone, where it is known, else all of it."""
+    default = AlignmentConfig()
+    if getattr(current().alignment, field, None) != getattr(default, field, None):
+        title = AlignmentConfig.model_fields[field].title
+        changes = {field: getattr(default, field)}
+        if field == "layer_matrix":
+            changes["layer_mapping_strategy"] = default.layer_mapping_strategy
+        st.button(f"Reset: {title}", key="reset", on_click=lambda: update(**changes))
+    else:
+        st.button("Reset the alignment", key="reset", on_click=lambda: update(**default.model_dump()))
 
 
 def plain(text: str) -> str:
