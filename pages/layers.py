@@ -58,7 +58,7 @@ def _map(page: Page, row: int, col: int) -> None:
         width=520,
     )
     cell_chart(figure, "layers.map", _pick)
-    st.caption(_balance(page))
+    st.caption(f"{_balance(page)} Click a cell to edit its weight.")
 
 
 def _balance(page: Page) -> str:

@@ -163,7 +163,7 @@ def attention_maps(
         rows=rows,
         cols=4 if wide else 2,
         subplot_titles=titles,
-        horizontal_spacing=(side_room + 26) / (width - 110 - side_room),
+        horizontal_spacing=(side_room + 34) / (width - 110 - side_room),
         vertical_spacing=0 if wide else (names_room + 66) / (height - names_room - 56),
         column_widths=[0.3, 0.3, 0.3, 0.1] if wide else [0.5, 0.5],
     )
@@ -190,7 +190,7 @@ def attention_maps(
         )
         figure.update_yaxes(
             range=[count - 0.5, -0.5],
-            title={"text": f"query ({side} token)", "standoff": 2},
+            title={"text": f"query ({side} token)", "standoff": 8},
             row=row,
             col=col,
             **token_axis(ticks_y, names),
@@ -209,7 +209,7 @@ def attention_maps(
     figure.update_layout(
         theme.layout(
             height=height,
-            margin={"l": side_room + 26, "r": 84, "t": 26, "b": names_room + 30},
+            margin={"l": side_room + 34, "r": 84, "t": 26, "b": names_room + 30},
             coloraxis={
                 "cmin": 0,
                 "cmax": top,

@@ -101,7 +101,15 @@ def ribbons(
             clickmode="event+select",
             dragmode="pan",
             showlegend=True,
-            legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
+            # Plotly measures an entry a little short: without a width of its own it touches the next.
+            legend={
+                "orientation": "h",
+                "x": 1,
+                "xanchor": "right",
+                "y": 1.0,
+                "yanchor": "bottom",
+                "entrywidth": 150,
+            },
             annotations=notes,
         )
     )
