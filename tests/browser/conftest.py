@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,10 +11,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Locator, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "tests" / "artifacts"
@@ -109,10 +112,19 @@ class Visitor:
             self.errors.append(f"asked the outside for {request.url}")
 
     def open(self, path: str = "", **query: object) -> Page:
-        """Open a page by its path and the view's fields, and wait until it is drawn."""
-        from urllib.parse import urlencode
+        """Open a page by its name and the view's fields, and wait until it is drawn."""
+        path = "" if path == "overview" else path  # The first page has no path of its own.
+        return self.follow(f"{self.base}/{path}" + (f"?{urlencode(query)}" if query else ""))
 
-        self.page.goto(f"{self.base}/{path}" + (f"?{urlencode(query)}" if query else ""))
+    def follow(self, link: str) -> Page:
+        """Open an address as it is."""
+        self.page.goto(link)
+        return self.ready()
+
+    def switch(self, title: str) -> Page:
+        """Go to another page by its link in the sidebar, as a person does."""
+        self.page.get_by_test_id("stSidebarNav").get_by_role("link", name=title).click()
+        self.page.get_by_role("heading", name=title, level=1).wait_for()
         return self.ready()
 
     def ready(self) -> Page:
@@ -124,38 +136,110 @@ class Visitor:
             self.page.wait_for_timeout(250)
         self.page.wait_for_function(READY, timeout=240_000)
         assert self.page.get_by_text("This app has encountered an error").count() == 0
+        assert self.page.get_by_test_id("stException").count() == 0
         return self.page
 
     def query(self) -> dict[str, str]:
         """The fields in the address bar."""
-        from urllib.parse import parse_qsl, urlsplit
-
         return dict(parse_qsl(urlsplit(self.page.url).query))
+
+    def text(self) -> str:
+        """What the page says, without the sidebar."""
+        return self.page.get_by_test_id("stMain").inner_text()
+
+    def metrics(self) -> list[str]:
+        """The figures in boxes, in reading order."""
+        return self.page.get_by_test_id("stMetricValue").all_inner_texts()
+
+    def keyed(self, key: str) -> Locator:
+        """The element a page gave a key."""
+        return self.page.locator(".st-key-" + re.sub(r"[^a-zA-Z0-9_-]", "-", key)).first
+
+    def plot(self, key: str) -> Locator:
+        """A figure, once plotly has drawn it."""
+        chart = self.keyed(key).locator(".js-plotly-plot").first
+        chart.scroll_into_view_if_needed()
+        chart.locator(".main-svg").first.wait_for()
+        return chart
+
+    def drawn(self, key: str) -> str:
+        """The data behind a figure, to compare one picture with another."""
+        return self.plot(key).evaluate(
+            "plot => JSON.stringify(plot._fullData.map(t => [t.name, t.x, t.y, t.z, t.text]))"
+        )
+
+    def point(self, key: str, x: float, y: float) -> tuple[float, float]:
+        """Where a data point of a figure's first pair of axes is on the screen."""
+        return tuple(
+            self.plot(key).evaluate(
+                """(plot, [x, y]) => {
+                    const box = plot.getBoundingClientRect(), {xaxis, yaxis} = plot._fullLayout;
+                    return [box.x + xaxis._offset + xaxis.d2p(x), box.y + yaxis._offset + yaxis.d2p(y)];
+                }""",
+                [x, y],
+            )
+        )
 
     def click_cell(self, key: str, row: int, col: int) -> None:
         """Click a heatmap's cell: the marker of the click layer that stands for it."""
-        chart = self.page.locator(f".st-key-{key} .js-plotly-plot").first
-        chart.scroll_into_view_if_needed()
-        place = chart.evaluate(
-            """(plot, [row, col]) => {
-                const box = plot.getBoundingClientRect(), {xaxis, yaxis, margin} = plot._fullLayout;
-                return [box.x + xaxis._offset + xaxis.d2p(col), box.y + yaxis._offset + yaxis.d2p(row)];
-            }""",
-            [row, col],
-        )
+        place = self.point(key, col, row)
         self.page.mouse.move(*place)
         self.page.wait_for_timeout(150)
         self.page.mouse.click(*place)
-        # Chart toolbars intercept clicks where the mouse rests.
-        self.page.mouse.move(5, 5)
+        self.rest()
         self.ready()
+
+    def hover(self, key: str, x: float, y: float) -> str:
+        """What a figure says about a data point under the mouse."""
+        self.page.mouse.move(*self.point(key, x, y))
+        label = self.plot(key).locator(".hoverlayer .hovertext").first
+        label.wait_for()
+        words = label.text_content() or ""
+        self.rest()
+        return words
+
+    def rest(self) -> None:
+        """Move the mouse away: chart toolbars intercept clicks where it rests."""
+        self.page.mouse.move(5, 5)
+
+    def slide(self, key: str, steps: int) -> None:
+        """Move a slider by the arrow keys."""
+        self.keyed(key).get_by_role("slider").focus()
+        for _ in range(abs(steps)):
+            self.page.keyboard.press("ArrowRight" if steps > 0 else "ArrowLeft")
+            # A value is sent a moment after the last key; the picture of one step is waited for before the next.
+            self.page.wait_for_timeout(350)
+            self.ready()
+
+    def whole_page(self) -> None:
+        """Make the window as tall as the page, so that a screenshot shows all of it."""
+        tall = self.page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
+        width = self.page.viewport_size["width"]
+        self.page.set_viewport_size({"width": width, "height": min(int(tall) + 20, 6000)})
+        self.page.wait_for_timeout(700)
 
 
 @pytest.fixture
 def visitor(chromium: BrowserContext, address: str) -> Iterator[Visitor]:
     """A fresh tab; at the end nothing may have gone wrong in it."""
+    with tab(chromium, address) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def other_visitor(chromium: BrowserContext, address: str) -> Iterator[Visitor]:
+    """A second tab, which shares nothing with the first."""
+    with tab(chromium, address) as visitor:
+        yield visitor
+
+
+@contextmanager
+def tab(chromium: BrowserContext, address: str) -> Iterator[Visitor]:
+    """A tab of its own; its errors are asserted once the test is through."""
     page = chromium.new_page()
-    tab = Visitor(page, address)
-    yield tab
-    page.close()
-    assert tab.errors == []
+    visitor = Visitor(page, address)
+    try:
+        yield visitor
+    finally:
+        page.close()
+    assert visitor.errors == []
