@@ -43,7 +43,7 @@ def keyed(
     return {"key": key, "on_change": changed}
 
 
-def describe(name: str) -> dict[str, str]:
+def describe(name: str) -> dict[str, Any]:
     """`label` and `help` of a field."""
     model: Any = AlignmentConfig if name in AlignmentConfig.model_fields else View
     field = model.model_fields[name]
