@@ -89,16 +89,22 @@ def _headline(page: Page) -> None:
 
 def _against_identity(place: Any, name: str, now: float, then: float, words: str) -> None:
     """A figure of which less is better, and what the identity has in its place: green where the aligner beats it."""
-    better = now < then
     place.metric(
         name,
-        f"{now:z.3f}",
-        f"identity {then:z.3f}",
-        delta_color="green" if better else "gray" if now == then else "red",
+        _shown(now),
+        f"identity {_shown(then)}",
+        delta_color="green" if now < then else "gray" if now == then else "red",
         delta_arrow="off",
         border=True,
         help=words + "Below it the identity map's: group means over heads, no parameters.",
     )
+
+
+def _shown(value: float) -> str:
+    """Three decimals, or three digits of what is smaller; what rounding alone left of zero is zero."""
+    if not math.isfinite(value):
+        return "no value"
+    return f"{value:z.3f}" if abs(value) >= 0.1 or abs(value) < 1e-6 else f"{value:#.3g}"
 
 
 def _stages(page: Page) -> list[Stage]:

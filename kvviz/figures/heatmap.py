@@ -71,10 +71,18 @@ def colors(scale: Scale, theme: Theme) -> tuple[tuple[float, str], ...]:
     }[scale]
 
 
+BLANKS = "\u00a0" * 4
+
+
 def color_bar(title: str, theme: Theme, **changes) -> dict:
     """Keyword arguments of a colour bar as high as the plot, its title (plotly text) running up its side."""
     return {
-        "title": {"text": title, "side": "right", "font": {"size": 12, "color": theme.text}},
+        # Plotly moves the title clear of the tick labels it lies beside; the blanks count those at its ends in.
+        "title": {
+            "text": f"{BLANKS}{title}{BLANKS}",
+            "side": "right",
+            "font": {"size": 12, "color": theme.text},
+        },
         "thickness": 12,
         "len": 1.0,
         "lenmode": "fraction",
