@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from functools import cache
 
 import plotly.graph_objects as go
 
@@ -117,34 +118,8 @@ class Theme:
         The template is set here and nowhere else: importing streamlit replaces plotly's default by one of placeholder
         colours, and a figure without a template of its own would export in them.
         """
-        axis = {
-            "gridcolor": self.grid,
-            "linecolor": self.line,
-            "zerolinecolor": self.line,
-            "tickcolor": self.line,
-            "tickfont": {"size": 11, "color": self.text},
-            "title": {"font": {"size": 12, "color": self.text}, "standoff": 6},
-            "automargin": False,
-        }
-        template = go.layout.Template(
-            layout={
-                "font": {"family": FONT_FAMILY, "size": 12, "color": self.text},
-                "paper_bgcolor": CLEAR,
-                "plot_bgcolor": CLEAR,
-                "colorway": list(self.segments),
-                "xaxis": axis,
-                "yaxis": axis,
-                "hoverlabel": {
-                    "bgcolor": self.background,
-                    "bordercolor": self.line,
-                    "align": "left",
-                    "font": {"size": 12, "color": self.text, "family": FONT_FAMILY},
-                },
-                "legend": {"bgcolor": CLEAR, "font": {"size": 11, "color": self.text}},
-            }
-        )
         return {
-            "template": template,
+            "template": _template(self),
             "paper_bgcolor": CLEAR,
             "plot_bgcolor": CLEAR,
             "modebar": self.modebar(),
@@ -201,6 +176,37 @@ DARK = Theme(
     sequential=_stops("#16121f", "#2e1e3b", "#413d7b", "#37659e", "#348fa7", "#40b7ad", "#8ad9b1", "#def5e5"),
     diverging=_stops("#9fd4ff", "#4ba3e3", "#2567a3", "#1d3a5a", "#23262e", "#5a2c28", "#a8453a", "#e8765f", "#ffc0ad"),
 )  # fmt: skip
+
+
+@cache
+def _template(theme: Theme) -> go.layout.Template:
+    """The theme as a plotly template; made once, since it is validated entry by entry."""
+    axis = {
+        "gridcolor": theme.grid,
+        "linecolor": theme.line,
+        "zerolinecolor": theme.line,
+        "tickcolor": theme.line,
+        "tickfont": {"size": 11, "color": theme.text},
+        "title": {"font": {"size": 12, "color": theme.text}, "standoff": 6},
+        "automargin": False,
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT_FAMILY, "size": 12, "color": theme.text},
+            "paper_bgcolor": CLEAR,
+            "plot_bgcolor": CLEAR,
+            "colorway": list(theme.segments),
+            "xaxis": axis,
+            "yaxis": axis,
+            "hoverlabel": {
+                "bgcolor": theme.background,
+                "bordercolor": theme.line,
+                "align": "left",
+                "font": {"size": 12, "color": theme.text, "family": FONT_FAMILY},
+            },
+            "legend": {"bgcolor": CLEAR, "font": {"size": 11, "color": theme.text}},
+        }
+    )
 
 
 def theme(dark: bool) -> Theme:
