@@ -53,7 +53,7 @@ def pair(view: View) -> tuple[LoadedModel, LoadedModel]:
 
 @st.cache_resource(show_spinner=False, max_entries=16)
 def _trace(fingerprint: str, device: str, text: str, _model: LoadedModel) -> Trace:
-    return capture(_model, [text])
+    return capture(_model, [text]).to("cpu")
 
 
 def reading(teacher: LoadedModel, student: LoadedModel, prompt: Prompt) -> Reading:

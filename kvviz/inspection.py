@@ -75,7 +75,8 @@ def read(teacher: LoadedModel, student: LoadedModel, prompt: Prompt) -> Reading:
         PromptError: for a text that is empty or longer than a model's context.
     """
     student_text = prompt.text if prompt.student_text is None else prompt.student_text
-    trace_t, trace_s = capture(teacher, [prompt.text]), capture(student, [student_text])
+    # Models run where they are; what is looked at is small beside them, and is looked at on the CPU.
+    trace_t, trace_s = capture(teacher, [prompt.text]).to("cpu"), capture(student, [student_text]).to("cpu")
     return with_segments(trace_t, trace_s, prompt)
 
 

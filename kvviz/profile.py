@@ -94,33 +94,33 @@ def _stages(
 ) -> list[Stage]:
     stages: list[Stage] = []
 
-    def measure(name: str, model: LoadedModel, work: Callable[[], Tensor]) -> Tensor:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+    def measure(name: str, device: torch.device, work: Callable[[], Tensor]) -> Tensor:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         start = time.perf_counter()
         result = work()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
         # A second time for the memory: watching every operation would slow down the first.
-        with peak_memory(model.device) as peak:
+        with peak_memory(device) as peak:
             work()
         stages.append(Stage(name, list(result.shape), seconds, peak.bytes))
         return result
 
-    measure("capture teacher", teacher, lambda: capture(teacher, [inspection.reading.prompt.text]).k)
-    measure("capture student", student, lambda: capture(student, [student_text]).k)
-    aligner, warp = inspection.alignment.aligner, inspection.warp
+    measure("capture teacher", teacher.device, lambda: capture(teacher, [inspection.reading.prompt.text]).k)
+    measure("capture student", student.device, lambda: capture(student, [student_text]).k)
+    aligner, warp, cpu = inspection.alignment.aligner, inspection.warp, torch.device("cpu")
     for part in PARTS:
-        x = measure(f"teacher {part}", student, partial(_teacher_states, inspection, part, student.device))
-        x = measure(f"layers {part}", student, partial(aligner.map_layers, x))
-        x = measure(f"time {part}", student, partial(warp.apply, x))
-        measure(f"heads and dims {part}", student, partial(aligner.projectors[part], x))
+        x = measure(f"teacher {part}", cpu, partial(_teacher_states, inspection, part))
+        x = measure(f"layers {part}", cpu, partial(aligner.map_layers, x))
+        x = measure(f"time {part}", cpu, partial(warp.apply, x))
+        measure(f"heads and dims {part}", cpu, partial(aligner.projectors[part], x))
     return stages
 
 
-def _teacher_states(inspection: Inspection, part: Part, device: torch.device) -> Tensor:
-    return states(inspection.reading.trace_t, part, inspection.key_space).float().to(device)
+def _teacher_states(inspection: Inspection, part: Part) -> Tensor:
+    return states(inspection.reading.trace_t, part, inspection.key_space).float()
 
 
 def as_table(report: dict[str, Any]) -> str:

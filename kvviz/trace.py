@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
 from einops import einsum, rearrange, repeat
@@ -55,6 +55,19 @@ class Trace:
     def lengths(self) -> list[int]:
         """Tokens of each text, without padding."""
         return self.attention_mask.sum(1).tolist()
+
+    def to(self, device: torch.device | str) -> Trace:
+        """The same trace with every tensor on another device. Masks that layers share stay shared."""
+        moved: dict[int, Tensor] = {}
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return moved.setdefault(id(value), value.to(device))
+            if isinstance(value, Rope):
+                return value.to(device)
+            return [move(item) for item in value] if isinstance(value, list) else value
+
+        return replace(self, **{entry.name: move(getattr(self, entry.name)) for entry in fields(self)})
 
     def allowed(self, layer: int, rows: slice | None = None) -> Tensor:
         """Which keys each query of a layer may read: bool [B, rows, T]. Nothing reads padding, padding reads nothing."""

@@ -235,3 +235,16 @@ def test_texts_that_cannot_be_read_say_why(texts, says):
 
 def test_a_text_as_long_as_the_context_is_read():
     assert capture(family("gpt2"), ["a" * 255]).k.shape[3] == 256
+
+
+def test_a_trace_moves_as_a_whole():
+    """Every tensor of it, however deep, and masks that layers share stay shared."""
+    trace = capture(family("gemma3_text"), ["seven geese crossed the road"])
+    moved = trace.to("meta")
+    tensors = [moved.q, moved.k, moved.v, moved.attention_mask, moved.input_ids, moved.position_ids]
+    tensors += [moved.offsets, moved.rope.cos, moved.rope.sin, moved.rope.partner]
+    tensors += [mask for mask in moved.masks if mask is not None]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert len({id(mask) for mask in moved.masks}) == len({id(mask) for mask in trace.masks})
+    assert moved.tokens == trace.tokens
+    assert moved.scaling == trace.scaling

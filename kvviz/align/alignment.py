@@ -179,7 +179,7 @@ def align(
     config: AlignmentConfig,
     key_space: Space,
 ) -> Alignment:
-    """Carry one captured text through a ready aligner, in float32 on the CPU or the student's device."""
+    """Carry one captured text through a ready aligner, in float32, where the student's trace is."""
     device = student.k.device
     # Already fitted and small beside the models: it follows the student, and nothing else uses it meanwhile.
     aligner = aligner.to(device).eval()

@@ -176,7 +176,7 @@ def collect(
             if progress is not None:
                 progress(done, total)
         for part in PARTS:
-            sums[part].append(running[part])
+            sums[part].append(running[part].cpu())
     return Calibration({part: tuple(sums[part]) for part in PARTS}, None if cross else layer_matrix)
 
 

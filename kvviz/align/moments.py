@@ -7,6 +7,7 @@ change without reading a text again.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from einops import einsum, rearrange, reduce
@@ -14,12 +15,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Sums over `count` positions for each student layer, in float64.
-
-    n = teacher heads × head dim, m = student heads × head dim. `x_sum [layer, n]`, `y_sum [layer, m]`,
-    `xx [layer, n, n]`, `xy [layer, n, m]`, and the diagonal of YᵀY, `yy [layer, m]`.
-    """
+class _Sums:
+    """What both kinds of moments hold; sums over disjoint texts add up."""
 
     count: Tensor
     x_sum: Tensor
@@ -27,6 +24,22 @@ class Moments:
     xx: Tensor
     xy: Tensor
     yy: Tensor
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, entry.name) + getattr(other, entry.name) for entry in fields(self)))
+
+    def cpu(self) -> Self:
+        """The same sums on the CPU, where fits are made."""
+        return type(self)(*(getattr(self, entry.name).cpu() for entry in fields(self)))
+
+
+@dataclass(frozen=True)
+class Moments(_Sums):
+    """Sums over `count` positions for each student layer, in float64.
+
+    n = teacher heads × head dim, m = student heads × head dim. `x_sum [layer, n]`, `y_sum [layer, m]`,
+    `xx [layer, n, n]`, `xy [layer, n, m]`, and the diagonal of YᵀY, `yy [layer, m]`.
+    """
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Moments:
@@ -43,24 +56,14 @@ class Moments:
             yy=reduce(y.double().square(), "layer position m -> layer m", "sum"),
         )
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
-
 
 @dataclass(frozen=True)
-class CrossMoments:
+class CrossMoments(_Sums):
     """The same sums before any layer map: every pair of teacher layers, so that any map can follow.
 
     `x_sum [teacher_layer, n]`, `y_sum [student_layer, m]`, `xx [teacher_layer, n, teacher_layer, n]`,
     `xy [teacher_layer, n, student_layer, m]`, `yy [student_layer, m]`.
     """
-
-    count: Tensor
-    x_sum: Tensor
-    y_sum: Tensor
-    xx: Tensor
-    xy: Tensor
-    yy: Tensor
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> CrossMoments:
@@ -87,11 +90,6 @@ class CrossMoments:
                 **student,
             ),
             yy=rearrange(both.yy, "1 (student_layer m) -> student_layer m", **student),
-        )
-
-    def __add__(self, other: CrossMoments) -> CrossMoments:
-        return CrossMoments(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
         )
 
     def under(self, layer_matrix: Tensor) -> Moments:
