@@ -71,13 +71,14 @@ def colors(scale: Scale, theme: Theme) -> tuple[tuple[float, str], ...]:
     }[scale]
 
 
-BLANKS = "\u00a0" * 4
+# Unseen, but with a width: plotly trims blanks.
+BLANKS = f'<span style="color:{CLEAR}">----</span>'
 
 
 def color_bar(title: str, theme: Theme, **changes) -> dict:
     """Keyword arguments of a colour bar as high as the plot, its title (plotly text) running up its side."""
     return {
-        # Plotly moves the title clear of the tick labels it lies beside; the blanks count those at its ends in.
+        # Plotly moves the title clear of the tick labels it lies beside; those at its ends count, too.
         "title": {
             "text": f"{BLANKS}{title}{BLANKS}",
             "side": "right",
