@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
 
 app: $(VENV)/.app
 	@echo "kvviz: http://127.0.0.1:$(PORT)"
-	$(BIN)/python -m streamlit run app/main.py --server.port $(PORT)
+	$(BIN)/python -m app --server.port $(PORT)
 
 test: lint chromium
 	$(BIN)/python -m pytest tests

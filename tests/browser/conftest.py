@@ -46,7 +46,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = folder / "log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
+            [sys.executable, "-m", "app", "--server.port", str(port)],
             cwd=ROOT,
             env={**os.environ, "KVVIZ_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
             stdout=output,
