@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import resources
+from app.reading import what_happens, what_they_read
 from app.selection import strip
 from app.view import View, current, update
 from kvviz import bundled
@@ -164,6 +165,9 @@ def _calibrated(view: View, reading: Reading, teacher: LoadedModel, student: Loa
         def read_so_far(done: int, total: int) -> None:
             bar.progress(done / total, f"Calibrating: {done} of {total} texts read")
 
+        # Something to look at meanwhile: it needs no calibration.
+        what_happens(reading, view.alignment, theme(), "calibrate.pipeline")
+        what_they_read(reading, teacher, student, theme())
         failed: PromptError | CalibrationError | None = None
         try:
             found = calibrate.collect(

@@ -11,14 +11,12 @@ import streamlit as st
 from app import resources
 from app.charts import chart
 from app.page import Page, open_page
+from app.reading import what_happens, what_they_read
 from app.reproduce import reproduce
-from app.text import coloured_tokens, legend
 from app.writing import teacher_writes
 from kvviz import bundled
 from kvviz.align.aligner import PARTS, Part
 from kvviz.figures.overview import headline
-from kvviz.figures.pipeline import Stage, pipeline
-from kvviz.geometry import Geometry
 
 SHOWN: tuple[Part, ...] = ("k", "v")
 
@@ -29,9 +27,9 @@ def draw() -> None:
     )
     _badge(page)
     _headline(page)
-    st.subheader("What happens to the cache", anchor=False)
-    chart(pipeline(_stages(page), theme=page.theme), "pipeline")
-    _texts(page)
+    what_happens(page.reading, page.inspection.config, page.theme, "pipeline")
+    what_they_read(page.reading, page.teacher, page.student, page.theme)
+    teacher_writes(page)
     _held_out(page)
     _pair(page)
     reproduce(page)
@@ -105,38 +103,6 @@ def _shown(value: float) -> str:
     if not math.isfinite(value):
         return "no value"
     return f"{value:z.3f}" if abs(value) >= 0.1 or abs(value) < 1e-6 else f"{value:#.3g}"
-
-
-def _stages(page: Page) -> list[Stage]:
-    teacher, student = page.teacher.geometry, page.student.geometry
-    T_t, T_s = page.reading.trace_t.q.shape[3], page.reading.trace_s.q.shape[3]
-
-    def shapes(layers: int, tokens: int, heads: Geometry):
-        return {part: (layers, heads.heads_of(part), tokens, heads.dim_of(part)) for part in PARTS}
-
-    config = page.inspection.config
-    return [
-        Stage("Teacher", shapes(teacher.layers, T_t, teacher), "captured", "teacher"),
-        Stage("Layers", shapes(student.layers, T_t, teacher), config.layer_mapping_strategy),
-        Stage("Time", shapes(student.layers, T_s, teacher), config.time_method),
-        Stage("Heads and dims", shapes(student.layers, T_s, student), config.kv_projection_mode),
-        Stage("Student", shapes(student.layers, T_s, student), "its own cache", "student"),
-    ]
-
-
-def _texts(page: Page) -> None:
-    reading = page.reading
-    st.subheader("What the two read", anchor=False)
-    legend(reading.names, page.theme)
-    sides = (
-        ("Teacher", page.teacher, reading.trace_t, reading.ids_t),
-        ("Student", page.student, reading.trace_s, reading.ids_s),
-    )
-    for column, (role, model, trace, ids) in zip(st.columns(2), sides, strict=True):
-        with column.container(border=True):
-            st.caption(f"{role}: {trace.q.shape[3]} tokens of a vocabulary of {len(model.tokenizer):,}")
-            coloured_tokens(trace.tokens[0], ids[0].tolist(), reading.names, page.theme)
-    teacher_writes(page)
 
 
 def _held_out(page: Page) -> None:
