@@ -65,7 +65,9 @@ def _alignment(view: View) -> None:
     if view.alignment.kv_projection_mode == "structured":
         switch("share_dim_proj")
     if view.alignment.kv_projection_mode == "flat":
-        choice("flat_kind")
+        # The elastic form has no closed form to fit: it goes with a start, and fitting comes back with the linear one.
+        linear = view.alignment.flat_kind == "linear"
+        choice("flat_kind", also={"init": "random" if linear else "fitted"})
     if view.alignment.kv_projection_mode != "identity":
         switch("share_layers")
         switch("offset")

@@ -61,3 +61,13 @@ def test_another_part_drops_the_head_of_the_first():
     group.set_value("v").run()
     assert app.query_params["part"] == "v"
     assert "head" not in app.query_params
+
+
+def test_choosing_the_elastic_projector_lets_go_of_the_fit_and_linear_brings_it_back():
+    app = open_at("heads", kv_projection_mode="flat")
+    for kind, init in (("elastic", "random"), ("linear", "fitted")):
+        group = next(group for group in app.button_group if group.key == "control.flat_kind")
+        group.set_value(kind).run()
+        assert not app.error
+        assert app.session_state["view"].alignment.flat_kind == kind
+        assert app.session_state["view"].alignment.init == init
