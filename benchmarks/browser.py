@@ -148,11 +148,9 @@ def main() -> None:
                 toggle = page.locator("[data-testid=stSidebar] .st-key-control-share_dim_proj label").first
                 controls["share the dim projection"] = [toggle.click, toggle.click]
             sliders = page.locator("[data-testid=stMain] input[type=range]:enabled")
-            for name in sliders.evaluate_all("all => all.map(slider => slider.ariaLabel)"):
-                controls[name] = [
-                    press_slider(page, name, "ArrowLeft"),
-                    press_slider(page, name, "ArrowRight"),
-                ]
+            for name, lowest in sliders.evaluate_all("all => all.map(s => [s.ariaLabel, s.value === s.min])"):
+                keys = ("ArrowRight", "ArrowLeft") if lowest else ("ArrowLeft", "ArrowRight")
+                controls[name] = [press_slider(page, name, key) for key in keys]
             for name, (there, back) in controls.items():
                 try:
                     for act in (there, back):
