@@ -191,25 +191,24 @@ def cells(
         frames += [_frame(*edges, theme.background, 5), _frame(*edges, theme.accent, 2.5)]
     bracket_shapes, bracket_texts = _brackets(row_brackets, col_brackets, theme)
 
-    figure.update_layout(
-        theme.layout(
-            height=height,
-            margin={"l": left, "r": right, "t": top, "b": bottom},
-            hovermode="closest",
-            hoverdistance=-1,
-            clickmode="event+select",
-            dragmode="pan",
-            showlegend=False,
-            shapes=frames + bracket_shapes,
-            annotations=bracket_texts,
-        )
-    )
     bare = {"showgrid": False, "zeroline": False, "fixedrange": True}
-    figure.update_xaxes(
-        range=[-0.5, cols - 0.5], title={"text": escape(col_title), "standoff": 4}, **x_axis, **bare
-    )
-    figure.update_yaxes(
-        range=[rows - 0.5, -0.5], title={"text": escape(row_title), "standoff": 4}, **y_axis, **bare
+    # Assigned whole: plotly's update methods check every entry several times.
+    figure.layout = theme.layout(
+        height=height,
+        margin={"l": left, "r": right, "t": top, "b": bottom},
+        hovermode="closest",
+        hoverdistance=-1,
+        clickmode="event+select",
+        dragmode="pan",
+        showlegend=False,
+        shapes=frames + bracket_shapes,
+        annotations=bracket_texts,
+        xaxis=dict(
+            range=[-0.5, cols - 0.5], title={"text": escape(col_title), "standoff": 4}, **x_axis, **bare
+        ),
+        yaxis=dict(
+            range=[rows - 0.5, -0.5], title={"text": escape(row_title), "standoff": 4}, **y_axis, **bare
+        ),
     )
     return figure
 

@@ -97,21 +97,20 @@ def pipeline(stages: Sequence[Stage], *, theme: Theme, parts: Sequence[str] = ("
         text=[_hover(stage, part) for stage in stages for part in parts],
         hovertemplate="%{text}<extra></extra>",
     )
-    figure.update_layout(
-        theme.layout(
-            height=58 + 64 * rows,
-            margin={"l": 16, "r": 4, "t": 44, "b": 6},
-            showlegend=False,
-            shapes=shapes,
-            annotations=texts,
-            hovermode="closest",
-            hoverdistance=60,
-            dragmode=False,
-        )
-    )
     hidden = {"visible": False, "fixedrange": True}
-    figure.update_xaxes(range=[-0.56, len(stages) - 0.56 + 0.02], **hidden)
-    figure.update_yaxes(range=[rows - 0.5, -0.5], **hidden)
+    # Assigned whole: plotly's update methods check every entry several times.
+    figure.layout = theme.layout(
+        height=58 + 64 * rows,
+        margin={"l": 16, "r": 4, "t": 44, "b": 6},
+        showlegend=False,
+        shapes=shapes,
+        annotations=texts,
+        hovermode="closest",
+        hoverdistance=60,
+        dragmode=False,
+        xaxis=dict(range=[-0.56, len(stages) - 0.56 + 0.02], **hidden),
+        yaxis=dict(range=[rows - 0.5, -0.5], **hidden),
+    )
     return figure
 
 

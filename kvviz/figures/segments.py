@@ -171,25 +171,24 @@ def warp_heatmap(
         colorbar=color_bar("weight W (0 to 1)", theme),
         hovertemplate="student token %{y}<br>teacher token %{x}<br>weight: <b>%{z:.3f}</b><extra></extra>",
     )
-    figure.update_layout(
-        theme.layout(
-            height=plot_height + below + 40,
-            margin={"l": left + 26, "r": 92, "t": 8, "b": below + 32},
-            dragmode="pan",
-        )
-    )
     bare = {"showgrid": False, "zeroline": False}
-    figure.update_xaxes(
-        range=[-0.5, cols - 0.5],
-        title={"text": "teacher token"},
-        **token_axis(x_axis, teacher_tokens),
-        **bare,
-    )
-    figure.update_yaxes(
-        range=[rows - 0.5, -0.5],
-        title={"text": "student token"},
-        **token_axis(y_axis, student_tokens),
-        **bare,
+    # Assigned whole: plotly's update methods check every entry several times.
+    figure.layout = theme.layout(
+        height=plot_height + below + 40,
+        margin={"l": left + 26, "r": 92, "t": 8, "b": below + 32},
+        dragmode="pan",
+        xaxis=dict(
+            range=[-0.5, cols - 0.5],
+            title={"text": "teacher token"},
+            **token_axis(x_axis, teacher_tokens),
+            **bare,
+        ),
+        yaxis=dict(
+            range=[rows - 0.5, -0.5],
+            title={"text": "student token"},
+            **token_axis(y_axis, student_tokens),
+            **bare,
+        ),
     )
     return figure
 

@@ -188,19 +188,18 @@ def token_values(
         ticks, below = x_ticks([str(position) for position in range(len(tokens))], 580)
         axis = {"range": [0, len(tokens)], "title": {"text": "token position"}, "showgrid": False, **ticks}
         height, below = 220 + below, below + 26
-    figure.update_layout(
-        theme.layout(
-            height=height,
-            margin={"l": 10, "r": 88, "t": 8, "b": below},
-            showlegend=False,
-            clickmode="event+select",
-            hovermode="closest",
-            dragmode="pan",
-            shapes=frames,
-        )
+    # Assigned whole: plotly's update methods check every entry several times.
+    figure.layout = theme.layout(
+        height=height,
+        margin={"l": 10, "r": 88, "t": 8, "b": below},
+        showlegend=False,
+        clickmode="event+select",
+        hovermode="closest",
+        dragmode="pan",
+        shapes=frames,
+        xaxis=dict(fixedrange=True, zeroline=False, **axis),
+        yaxis={"visible": False, "range": [max(lines, 2 if flowing else 1), 0], "fixedrange": True},
     )
-    figure.update_xaxes(fixedrange=True, zeroline=False, **axis)
-    figure.update_yaxes(visible=False, range=[max(lines, 2 if flowing else 1), 0], fixedrange=True)
     return figure
 
 
