@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from kvviz.figures.canvas import DECADES, Bend, CanvasPanel, quantise
 from kvviz.figures.heatmap import PAGE_WIDTH, STEADY, Bracket, cells, clicks, color_bar
 from kvviz.figures.labels import hover_tokens, number, token_axis, x_ticks, y_ticks
-from kvviz.figures.theme import Theme
+from kvviz.figures.theme import Theme, lay_out
 from kvviz.figures.tokens import token_values
 
 LARGEST = 256
@@ -167,7 +167,8 @@ def attention_maps(
         vertical_spacing=0 if wide else (names_room + 66) / (height - names_room - 56),
         column_widths=[0.3, 0.3, 0.3, 0.1] if wide else [0.5, 0.5],
     )
-    for (name, panel, names, side), (row, col) in zip(panels, places, strict=False):
+    axes: dict[str, dict] = {}
+    for index, ((name, panel, names, side), (row, col)) in enumerate(zip(panels, places, strict=False)):
         figure.add_heatmap(
             name=name,
             z=panel,
@@ -180,19 +181,16 @@ def attention_maps(
         ticks_y, _ = y_ticks(names, panel_height, limit=10)
         bare = {"showgrid": False, "zeroline": False}
         count = len(names)
-        figure.update_xaxes(
+        number = "" if index == 0 else f"{index + 1}"
+        axes[f"xaxis{number}"] = dict(
             range=[-0.5, count - 0.5],
             title={"text": f"key ({side} token)", "standoff": 2},
-            row=row,
-            col=col,
             **token_axis(ticks_x, names),
             **bare,
         )
-        figure.update_yaxes(
+        axes[f"yaxis{number}"] = dict(
             range=[count - 0.5, -0.5],
             title={"text": f"query ({side} token)", "standoff": 8},
-            row=row,
-            col=col,
             **token_axis(ticks_y, names),
             **bare,
         )
@@ -205,25 +203,23 @@ def attention_maps(
             | {"y0": selected - 0.5, "y1": selected + 0.5, "line": {"color": theme.accent, "width": 2}}
             for n in (2, 3, 4)
         ]
-    figure.update_annotations(font={"size": 12, "color": theme.text}, yshift=-2)
-    figure.update_layout(
-        theme.layout(
-            height=height,
-            margin={"l": side_room + 34, "r": 84, "t": 26, "b": names_room + 30},
-            coloraxis={
-                "cmin": 0,
-                "cmax": top,
-                "colorscale": bent_scale(theme, bend),
-                "colorbar": color_bar(f"attention probability{BEND_NAMES[bend]}", theme),
-            },
-            showlegend=False,
-            hovermode="closest",
-            clickmode="event+select",
-            dragmode="pan",
-            shapes=shapes,
-            bargap=0.1,
-        )
+    layout = theme.layout(
+        height=height,
+        margin={"l": side_room + 34, "r": 84, "t": 26, "b": names_room + 30},
+        coloraxis={
+            "cmin": 0,
+            "cmax": top,
+            "colorscale": bent_scale(theme, bend),
+            "colorbar": color_bar(f"attention probability{BEND_NAMES[bend]}", theme),
+        },
+        showlegend=False,
+        hovermode="closest",
+        clickmode="event+select",
+        dragmode="pan",
+        shapes=shapes,
+        bargap=0.1,
     )
+    lay_out(figure, layout, axes, theme)
     return figure
 
 

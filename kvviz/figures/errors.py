@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, Scale, cells, color_bar, limits
 from kvviz.figures.labels import escape, token_axis, x_ticks, y_ticks
-from kvviz.figures.theme import Theme, translucent
+from kvviz.figures.theme import Theme, lay_out, translucent
 from kvviz.figures.tokens import token_values
 
 
@@ -135,7 +135,6 @@ def head_matrices(
             col=index,
         )
     ticks_x, below = x_ticks([str(dim) for dim in range(dims)], (width - left - 92) / 3.1)
-    figure.update_annotations(font={"size": 12, "color": theme.text}, yshift=-2)
     shapes = []
     if selected is not None and 0 <= selected < count:
         shapes = [
@@ -143,26 +142,25 @@ def head_matrices(
             | {"y0": selected - 0.5, "y1": selected + 0.5, "line": {"color": theme.accent, "width": 2}}
             for n in ("", "2", "3")
         ]
-    figure.update_layout(
-        theme.layout(
-            height=plot_height + below + 60,
-            margin={"l": left, "r": 92, "t": 26, "b": below + 28},
-            coloraxis={
-                "cmin": span.low,
-                "cmax": span.high,
-                "colorscale": [list(stop) for stop in theme.diverging],
-                "colorbar": color_bar(span.title(f"{part.upper()} entry (one scale)"), theme),
-            },
-            dragmode="pan",
-            shapes=shapes,
-        )
+    layout = theme.layout(
+        height=plot_height + below + 60,
+        margin={"l": left, "r": 92, "t": 26, "b": below + 28},
+        coloraxis={
+            "cmin": span.low,
+            "cmax": span.high,
+            "colorscale": [list(stop) for stop in theme.diverging],
+            "colorbar": color_bar(span.title(f"{part.upper()} entry (one scale)"), theme),
+        },
+        dragmode="pan",
+        shapes=shapes,
     )
     bare = {"showgrid": False, "zeroline": False}
-    figure.update_xaxes(
-        range=[-0.5, dims - 0.5], title={"text": "head dim", "standoff": 2}, **ticks_x, **bare
-    )
-    figure.update_yaxes(range=[count - 0.5, -0.5], **token_axis(ticks_y, tokens), **bare)
-    figure.update_yaxes(title={"text": "student token", "standoff": 4}, row=1, col=1)
+    dim_axis = dict(range=[-0.5, dims - 0.5], title={"text": "head dim", "standoff": 2}, **ticks_x, **bare)
+    tokens_axis = dict(range=[count - 0.5, -0.5], **token_axis(ticks_y, tokens), **bare)
+    axes: dict[str, dict] = {f"xaxis{n}": dim_axis for n in ("", "2", "3")}
+    axes |= {f"yaxis{n}": tokens_axis for n in ("", "2", "3")}
+    axes["yaxis"] = tokens_axis | {"title": {"text": "student token", "standoff": 4}}
+    lay_out(figure, layout, axes, theme)
     return figure
 
 

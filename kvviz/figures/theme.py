@@ -7,8 +7,10 @@ is close to the page's background and grows away from it: on either page strong 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -207,6 +209,22 @@ def _template(theme: Theme) -> go.layout.Template:
             "legend": {"bgcolor": CLEAR, "font": {"size": 11, "color": theme.text}},
         }
     )
+
+
+def lay_out(
+    figure: go.Figure, layout: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], theme: Theme
+) -> None:
+    """Give a figure with subplots its layout in one go: plotly's update methods check every entry several times.
+
+    layout: of `Theme.layout`. axes: "xaxis", "yaxis2", … → what is added to each. Titles of subplots get the theme's font.
+    """
+    whole = figure.layout.to_plotly_json()
+    titles = [
+        title | {"font": {"size": 12, "color": theme.text}, "yshift": -2}
+        for title in whole.get("annotations", ())
+    ]
+    named = {name: whole.get(name, {}) | dict(entries) for name, entries in axes.items()}
+    figure.layout = whole | {"annotations": titles} | named | dict(layout)
 
 
 def theme(dark: bool) -> Theme:
