@@ -115,8 +115,10 @@ def test_a_shared_link_shows_the_same_view(visitor, other_visitor):
     visitor.switch("Segments")
     visitor.keyed("segments.name").get_by_role("textbox").fill("what is asked")
     visitor.page.keyboard.press("Enter")
+    visitor.page.wait_for_url("**segments=*")
     visitor.ready()
     visitor.switch("K/V errors")
+    visitor.page.wait_for_url("**segments=*")
     query = visitor.query()
     assert query["text"] == text
     assert "what%20is%20asked" in query["segments"]
@@ -140,6 +142,7 @@ def test_back_undoes_a_change(visitor):
     visitor.click_cell("errors.k", 3, 1)
     assert visitor.query() == {"layer": "3", "head": "1"}
     visitor.page.go_back()
+    visitor.page.wait_for_url("**layer=1*")
     heading.wait_for()
     visitor.ready()
     assert visitor.query() == {"layer": "1", "head": "0"}
