@@ -131,7 +131,7 @@ class Visitor:
         """Wait until the script has run, and that no message of an unexpected error is shown."""
         self.page.wait_for_selector("[data-testid=stApp]")
         # A run begins a moment after a click: only a state that lasts counts as ready.
-        for _ in range(4):
+        for _ in range(3):
             self.page.wait_for_function(READY, timeout=240_000)
             self.page.wait_for_timeout(250)
         self.page.wait_for_function(READY, timeout=240_000)

@@ -124,6 +124,10 @@ def test_a_shared_link_shows_the_same_view(visitor, other_visitor):
     assert "what%20is%20asked" in query["segments"]
     other_visitor.follow(visitor.page.url)
     assert other_visitor.query() == query
+    for _ in range(40):  # icons are loaded late, and count as text
+        if other_visitor.text() == visitor.text():
+            break
+        other_visitor.page.wait_for_timeout(250)
     assert other_visitor.text() == visitor.text()
     for key in ("errors.k", "errors.v", "errors.tokens"):
         assert other_visitor.drawn(key) == visitor.drawn(key)
