@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ from kvviz.figures.theme import theme as theme_for
 from kvviz.inspection import Inspection, Prompt, Reading
 from kvviz.pair import LoadedModel
 from kvviz.segments import from_spec
-
-log = logging.getLogger("kvviz.app")
 
 IGNORED_NAMED = 12  # Fields of an address that are named one by one.
 
@@ -168,14 +165,15 @@ def _calibrated(view: View, reading: Reading, teacher: LoadedModel, student: Loa
         # Something to look at meanwhile: it needs no calibration.
         what_happens(reading, view.alignment, theme(), "calibrate.pipeline")
         what_they_read(reading, teacher, student, theme())
+        asked_for = Inspection(reading, view.alignment)
         failed: PromptError | CalibrationError | None = None
         try:
             found = calibrate.collect(
                 teacher,
                 student,
                 texts,
-                Inspection(reading, view.alignment).key_space,
-                Inspection(reading, view.alignment).layer_matrix,
+                asked_for.key_space,
+                asked_for.layer_matrix,
                 progress=read_so_far,
             )
             calibrate.save(key, found)
