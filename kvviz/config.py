@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -204,7 +204,7 @@ class AlignmentConfig(BaseModel):
         return values
 
     @model_validator(mode="after")
-    def _consistent(self) -> AlignmentConfig:
+    def _consistent(self) -> Self:
         if self.layer_mapping_strategy == "custom" and self.layer_matrix is None:
             raise ValueError("layer_mapping_strategy: custom needs a layer_matrix")
         elastic = self.kv_projection_mode == "flat" and self.flat_kind == "elastic"
@@ -220,7 +220,7 @@ class AlignmentConfig(BaseModel):
         return self
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> AlignmentConfig:
+    def parse(cls, values: Mapping[str, Any]) -> Self:
         """From plain values, as YAML or flags give them.
 
         Raises:
@@ -232,7 +232,7 @@ class AlignmentConfig(BaseModel):
             raise ConfigError("\n".join(_explain(cls, detail) for detail in error.errors())) from error
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> AlignmentConfig:
+    def from_yaml(cls, path: str | Path) -> Self:
         """From a YAML file with the report's own keys (`kv_projection_mode`, `share_dim_proj`, `init_uniform`, …)."""
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -356,4 +356,4 @@ def _known(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
     """The keys that are known at a place of nested models."""
     field = _field(model, place) if place else None
     inner: Any = model if field is None else field.annotation
-    return [*inner.model_fields, *(["init_uniform"] if inner is AlignmentConfig else [])]
+    return [*inner.model_fields, *(["init_uniform"] if issubclass(inner, AlignmentConfig) else [])]
