@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
@@ -20,27 +19,12 @@ from kvviz.errors import ModelError, sentence
 from kvviz.geometry import Geometry
 from kvviz.locate import Place, locate
 from kvviz.rope import Rotary
+from kvviz.spec import Device, Dtype, ModelSpec
 from kvviz.weights import digest_folder, digest_parameters
 
-__all__ = ["LoadedModel", "ModelError", "ModelSpec", "load_model", "wrap_model"]
+__all__ = ["Device", "Dtype", "LoadedModel", "ModelError", "ModelSpec", "load_model", "wrap_model"]
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULT_CONTEXT = 32_768  # for the few models whose configuration names no longest text
-
-
-class ModelSpec(BaseModel):
-    """Which model, and how to hold it. Frozen and hashable: the key of everything loaded from it.
-
-    `path` is a local folder, a hub id, or "bundled:teacher" / "bundled:student".
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    revision: str | None = None
-    dtype: Dtype = "auto"
-    device: Device = "auto"
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from kvviz.config import AlignmentConfig, ConfigError, LossConfig
-from kvviz.pair import Device, Dtype, ModelSpec
+from kvviz.spec import Device, Dtype, ModelSpec
 
 AlignerTraining = Literal["frozen", "trained"]
 StudentReads = Literal["same", "brief"]
