@@ -16,7 +16,7 @@ from streamlit.web import cli
 
 def main() -> None:
     """Start the import, then the server."""
-    threading.Thread(target=importlib.import_module, args=("kvviz",), daemon=True).start()
+    threading.Thread(target=importlib.import_module, args=("kvviz.inspection",), daemon=True).start()
     cli.main(["run", str(Path(__file__).with_name("main.py")), *sys.argv[1:]])
 
 
