@@ -169,8 +169,9 @@ class Run:
         message: str = "",
         device: str | None = None,
         process: ProcessMark | None,
+        host: str = "",
     ) -> None:
-        """As `write_status`, for another process, under a lock the caller holds."""
+        """As `write_status`, for another process, under a lock the caller holds; without one, for `host` to start."""
         try:
             before = read_written(self.folder)
         except RunGone:
@@ -185,7 +186,7 @@ class Run:
             message=message,
             pid=process.pid if process else None,
             pid_started=process.started if process else None,
-            host=process.host if process else "",
+            host=process.host if process else host,
             device=before.device if device is None else device,
             updated=time.time(),
         )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -29,6 +30,8 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 LAUNCH_SECONDS = 60.0  # How long a run may stay without a process: between its folder and its start.
 RESERVE = ".reserve"
 RESERVE_BYTES = 16_384
+RANK_ERROR = "rank-{}.error"
+FRESH_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,23 @@ def read_written(folder: Path) -> RunState:
     Raises:
         RunGone: the folder is not there. OSError, ValueError: the file cannot be read, or holds something else.
     """
+    path = folder / FILE
     with gone_if_missing(folder):
-        text = (folder / FILE).read_text(encoding="utf-8")
-    values = json.loads(text)
+        changed = path.stat().st_mtime_ns
+        # An old file is parsed once, however many processes ask each second; of one just replaced, nothing is kept:
+        # another version may bear the same time.
+        if time.time_ns() - changed > FRESH_NS:
+            return _parse_old(path, changed)
+        return _parse(path)
+
+
+@lru_cache(maxsize=4096)
+def _parse_old(path: Path, changed: int) -> RunState:
+    return _parse(path)
+
+
+def _parse(path: Path) -> RunState:
+    values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.get("status") not in get_args(Status):
         raise ValueError("it holds no status")
     known = {name: values[name] for name in RunState.__dataclass_fields__ if name in values}
@@ -193,7 +210,19 @@ def _lost(state: RunState, folder: Path) -> str:
     filesystem = os.statvfs(folder)
     if filesystem.f_bavail * filesystem.f_frsize < RESERVE_BYTES:
         message += " The disk that holds it is full: free some space first."
-    return message + " Resume it to go on from its last checkpoint."
+    message += " Resume it to go on from its last checkpoint."
+    return "\n".join([message, *rank_errors(folder)])
+
+
+def rank_errors(folder: Path) -> list[str]:
+    """What ranks other than 0 failed with: rank 0, which writes the status, sees only that a peer has gone."""
+    found = []
+    for path in sorted(folder.glob(RANK_ERROR.format("*"))):
+        try:
+            found.append(path.read_text(encoding="utf-8", errors="replace"))
+        except FileNotFoundError:
+            continue  # Cleared by a resume meanwhile.
+    return found
 
 
 def _changed(folder: Path) -> float:
