@@ -46,27 +46,36 @@ class StructuralKVLoss(nn.Module):
         scaling: float | Sequence[float] | None = None,
         t_attention: Tensor | None = None,
         allowed: Tensor | None = None,
+        every: bool = True,
     ) -> tuple[Tensor, dict[str, float]]:
         """q [B, L, Hq, T, D], k [B, L, Hkv, T, D], v [B, L, Hkv, T, Dv] of student (s_) and aligned teacher (t_), mask [B, T].
 
+        every: False leaves out what has weight 0 (the attention is most of the work); its figure is then NaN.
         The other arguments are those of `causal_attention_kl`. Returns the total, with gradients to both sides (detach the
         teacher's tensors to keep them out), and the figures as floats: k_loss, v_loss, attn_loss, k_cos_sim, v_cos_sim, total_loss.
         Raises ValueError for shapes that do not fit.
         """
-        k_loss = cosine_loss(s_k, t_k, attention_mask)
-        v_loss = cosine_loss(s_v, t_v, attention_mask)
-        attn_loss = causal_attention_kl(
-            s_q,
-            s_k,
-            t_q,
-            t_k,
-            attention_mask,
-            scaling=scaling,
-            temperature=self.temperature,
-            t_attention=t_attention,
-            allowed=allowed,
-        )
-        total = self.alpha_k * k_loss + self.alpha_v * v_loss + self.alpha_attn * attn_loss
+        left_out = s_k.new_full((), torch.nan, dtype=torch.float32)
+        k_loss = cosine_loss(s_k, t_k, attention_mask) if every or self.alpha_k else left_out
+        v_loss = cosine_loss(s_v, t_v, attention_mask) if every or self.alpha_v else left_out
+        attn_loss = left_out
+        if every or self.alpha_attn:
+            attn_loss = causal_attention_kl(
+                s_q,
+                s_k,
+                t_q,
+                t_k,
+                attention_mask,
+                scaling=scaling,
+                temperature=self.temperature,
+                t_attention=t_attention,
+                allowed=allowed,
+            )
+        weighted = ((self.alpha_k, k_loss), (self.alpha_v, v_loss), (self.alpha_attn, attn_loss))
+        # What was left out must not reach the sum: 0 · NaN is NaN.
+        total = torch.stack(
+            [weight * term for weight, term in weighted if every or weight] or [0 * s_k.sum()]
+        ).sum()
         figures = torch.stack([k_loss, v_loss, attn_loss, 1 - k_loss, 1 - v_loss, total]).detach().tolist()
         names = ("k_loss", "v_loss", "attn_loss", "k_cos_sim", "v_cos_sim", "total_loss")
         return total, dict(zip(names, figures, strict=True))

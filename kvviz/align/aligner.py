@@ -192,11 +192,11 @@ class MapProjectionAligner(nn.Module):
             warp = self.time_warper.warp(
                 segment_ids, k_t.shape[3] if T_s is None else T_s, target_segment_ids
             )
-        k, v, q = (
-            self.projectors[part](warp.apply(self.map_layers(x)))
-            for part, x in (("k", k_t), ("v", v_t), ("q", q_t))
-        )
-        return k, v, q
+        return self.carry("k", k_t, warp), self.carry("v", v_t, warp), self.carry("q", q_t, warp)
+
+    def carry(self, part: Part, x: Tensor, warp: Warp) -> Tensor:
+        """One part alone: `[batch, L_t, heads, T_t, dim]` → `[batch, L_s, student heads, T_s, student dim]`."""
+        return self.projectors[part](warp.apply(self.map_layers(x)))
 
 
 def time_warper(config: AlignmentConfig) -> TimeWarper:
