@@ -195,7 +195,7 @@ def attention_maps(
             **bare,
         )
     row, col = places[3]
-    _add_row_bars(figure, row_kl, student_tokens, theme, panel_height, row, col)
+    axes |= _add_row_bars(figure, row_kl, student_tokens, theme, panel_height, row, col)
     shapes = []
     if selected is not None and 0 <= selected < count_s:
         shapes = [
@@ -232,7 +232,8 @@ def row_kl(
 
 def _add_row_bars(
     figure, values: np.ndarray, tokens: Sequence[str], theme: Theme, room: float, row: int, col: int
-) -> None:
+) -> dict[str, dict]:
+    """The fourth panel; returns what its axes get."""
     finite = values[np.isfinite(values)]
     top = max(float(finite.max()), 1e-12) if finite.size else 1.0
     lines = hover_tokens(tokens)
@@ -253,14 +254,8 @@ def _add_row_bars(
         col=col,
     )
     ticks, _ = y_ticks(tokens, room, limit=10)
-    figure.update_xaxes(
-        title={"text": "KL (nats)", "standoff": 2},
-        range=[0, top * 1.05],
-        nticks=4,
-        row=row,
-        col=col,
-        tickangle=0,
-    )
-    figure.update_yaxes(
-        range=[len(values) - 0.5, -0.5], showgrid=False, zeroline=False, row=row, col=col, **ticks
-    )
+    title = {"text": "KL (nats)", "standoff": 2}
+    return {
+        "xaxis4": {"title": title, "range": [0, top * 1.05], "nticks": 4, "tickangle": 0},
+        "yaxis4": {"range": [len(values) - 0.5, -0.5], "showgrid": False, "zeroline": False} | ticks,
+    }

@@ -107,8 +107,20 @@ def head_bars(
         for head in sorted(gone)
         if 0 <= head < len(values)
     ]
+    lines = []
     if reference is not None:
-        figure.add_hline(y=reference, line={"color": theme.muted, "width": 1.5, "dash": "dot"})
+        lines.append(
+            {
+                "type": "line",
+                "xref": "x domain",
+                "x0": 0,
+                "x1": 1,
+                "yref": "y",
+                "y0": reference,
+                "y1": reference,
+            }
+            | {"line": {"color": theme.muted, "width": 1.5, "dash": "dot"}}
+        )
         if reference_name:
             notes.append(
                 {
@@ -122,27 +134,27 @@ def head_bars(
                 | {"text": escape(reference_name), "font": {"size": 11, "color": theme.muted}}
             )
     ticks, below = x_ticks([str(head) for head in range(len(values))], width - 70)
-    figure.update_layout(
-        theme.layout(
-            height=200,
-            margin={"l": 54, "r": 12, "t": 18, "b": below + 28},
-            bargap=0.3,
-            showlegend=False,
-            hovermode="closest",
-            clickmode="event+select",
-            dragmode="pan",
-            annotations=notes,
-        )
+    # Assigned whole: plotly's update methods check every entry several times.
+    figure.layout = theme.layout(
+        height=200,
+        margin={"l": 54, "r": 12, "t": 18, "b": below + 28},
+        bargap=0.3,
+        showlegend=False,
+        hovermode="closest",
+        clickmode="event+select",
+        dragmode="pan",
+        shapes=lines,
+        annotations=notes,
+        xaxis=dict(
+            range=[-0.5, len(values) - 0.5],
+            title={"text": escape(head_title)},
+            showgrid=False,
+            zeroline=False,
+            fixedrange=True,
+            **ticks,
+        ),
+        yaxis={"title": {"text": escape(unit)}, "rangemode": "tozero", "fixedrange": True, "nticks": 5},
     )
-    figure.update_xaxes(
-        range=[-0.5, len(values) - 0.5],
-        title={"text": escape(head_title)},
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        **ticks,
-    )
-    figure.update_yaxes(title={"text": escape(unit)}, rangemode="tozero", fixedrange=True, nticks=5)
     return figure
 
 
@@ -199,20 +211,20 @@ def singular_values(series: Mapping[str, np.ndarray], *, theme: Theme) -> go.Fig
             text=hovers,
             hovertemplate="%{text}<extra></extra>",
         )
-    figure.update_layout(
-        theme.layout(
-            height=260,
-            margin={"l": 60, "r": 12, "t": 28, "b": 46},
-            hovermode="closest",
-            dragmode="pan",
-            showlegend=True,
-            legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
-        )
-    )
-    figure.update_xaxes(
-        title={"text": "index, largest first"}, showgrid=False, fixedrange=True, tickformat="d"
-    )
-    figure.update_yaxes(
-        title={"text": "singular value (log)"}, type="log", fixedrange=True, exponentformat="power", dtick=1
+    figure.layout = theme.layout(
+        height=260,
+        margin={"l": 60, "r": 12, "t": 28, "b": 46},
+        hovermode="closest",
+        dragmode="pan",
+        showlegend=True,
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
+        xaxis={
+            "title": {"text": "index, largest first"},
+            "showgrid": False,
+            "fixedrange": True,
+            "tickformat": "d",
+        },
+        yaxis={"title": {"text": "singular value (log)"}, "type": "log", "fixedrange": True}
+        | {"exponentformat": "power", "dtick": 1},
     )
     return figure

@@ -122,24 +122,23 @@ def per_layer_error(
             | {"line": {"color": theme.accent, "width": 2}}
         )
     ticks, below = x_ticks([str(layer) for layer in range(count)], width - 70)
-    figure.update_layout(
-        theme.layout(
-            height=270,
-            margin={"l": 54, "r": 12, "t": 30, "b": below + 28},
-            hovermode="closest",
-            clickmode="event+select",
-            dragmode="pan",
-            legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
-            shapes=frames,
-        )
+    # Assigned whole: plotly's update methods check every entry several times.
+    figure.layout = theme.layout(
+        height=270,
+        margin={"l": 54, "r": 12, "t": 30, "b": below + 28},
+        hovermode="closest",
+        clickmode="event+select",
+        dragmode="pan",
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
+        shapes=frames,
+        xaxis=dict(
+            range=[-0.6, count - 0.4],
+            title={"text": "student layer"},
+            showgrid=False,
+            zeroline=False,
+            fixedrange=True,
+            **ticks,
+        ),
+        yaxis={"title": {"text": escape(unit)}, "rangemode": "tozero", "fixedrange": True},
     )
-    figure.update_xaxes(
-        range=[-0.6, count - 0.4],
-        title={"text": "student layer"},
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        **ticks,
-    )
-    figure.update_yaxes(title={"text": escape(unit)}, rangemode="tozero", fixedrange=True)
     return figure

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from kvviz.figures.labels import escape, number, widest
-from kvviz.figures.theme import Theme
+from kvviz.figures.theme import Theme, lay_out
 
 
 def headline(
@@ -53,6 +54,7 @@ def headline(
         horizontal_spacing=0.03,
         subplot_titles=[f"<b>{escape(part)}</b>" for part in values],
     )
+    lines: list[dict] = []
     for col, (part, row) in enumerate(values.items(), 1):
         color = theme.part(part) if part.lower() in ("k", "v", "q") else theme.student
         numbers = np.array([row.get(method, np.nan) for method in methods], dtype=np.float64)
@@ -98,36 +100,41 @@ def headline(
         )
         base = row.get(baseline, np.nan)
         if np.isfinite(base) and low <= base <= high:
-            figure.add_vline(x=base, line={"color": theme.text, "width": 1, "dash": "dot"}, row=1, col=col)
-    figure.update_annotations(font={"size": 13, "color": theme.text})
+            axis = "" if col == 1 else col
+            lines.append(
+                {"type": "line", "xref": f"x{axis}", "yref": f"y{axis} domain", "x0": base, "x1": base}
+                | {"y0": 0, "y1": 1, "line": {"color": theme.text, "width": 1, "dash": "dot"}}
+            )
     left = widest(methods, 12) + 14
-    figure.update_layout(
-        theme.layout(
-            height=70 + 28 * len(methods) + 20,
-            margin={"l": left, "r": 10, "t": 26, "b": 44},
-            showlegend=False,
-            bargap=0.3,
-            hovermode="closest",
-            dragmode=False,
-        )
+    layout = theme.layout(
+        height=70 + 28 * len(methods) + 20,
+        margin={"l": left, "r": 10, "t": 26, "b": 44},
+        showlegend=False,
+        bargap=0.3,
+        hovermode="closest",
+        dragmode=False,
+        shapes=lines,
     )
-    figure.update_xaxes(
-        range=[low - 0.02 * (high - low), high + room],
-        title={"text": escape(unit), "standoff": 2},
-        nticks=4,
-        zeroline=True,
-        fixedrange=True,
-    )
-    figure.update_yaxes(
-        range=[len(methods) - 0.5, -0.5],
-        tickmode="array",
-        tickvals=list(range(len(methods))),
-        ticktext=[f"<b>{escape(m)}</b>" if m == chosen else escape(m) for m in methods],
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        tickfont={"size": 12},
-    )
+    scores: dict[str, Any] = {
+        "range": [low - 0.02 * (high - low), high + room],
+        "title": {"text": escape(unit), "standoff": 2},
+        "nticks": 4,
+        "zeroline": True,
+        "fixedrange": True,
+    }
+    names: dict[str, Any] = {
+        "range": [len(methods) - 0.5, -0.5],
+        "tickmode": "array",
+        "tickvals": list(range(len(methods))),
+        "ticktext": [f"<b>{escape(m)}</b>" if m == chosen else escape(m) for m in methods],
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+        "tickfont": {"size": 12},
+    }
+    panels = ["", *(str(n) for n in range(2, len(values) + 1))]
+    axes = {f"xaxis{n}": scores for n in panels} | {f"yaxis{n}": names for n in panels}
+    lay_out(figure, layout, axes, theme, titles={"font": {"size": 13, "color": theme.text}})
     return figure
 
 

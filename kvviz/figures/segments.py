@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from kvviz.figures.heatmap import STEADY, clicks, color_bar
 from kvviz.figures.labels import escape, hover_tokens, label, token_axis, x_ticks, y_ticks
-from kvviz.figures.theme import Theme, translucent
+from kvviz.figures.theme import Theme, lay_out, translucent
 from kvviz.figures.tokens import ribbon_hover
 
 # Heights in the upper panel: the student's ribbon at the bottom, the teacher's on top, bands between them.
@@ -80,8 +80,9 @@ def ribbons(
         row=2,
         col=1,
     )
-    figure.add_hline(y=1, line={"color": theme.muted, "width": 1, "dash": "dot"}, row=2, col=1)
-
+    even = {"type": "line", "xref": "x2 domain", "x0": 0, "x1": 1, "yref": "y2", "y0": 1, "y1": 1} | {
+        "line": {"color": theme.muted, "width": 1, "dash": "dot"}
+    }
     axis_text = [
         (1.0, "bottom", 4, f"teacher, {count_t} tokens", theme.teacher),
         (0.0, "top", -4, f"student, {count_s} tokens", theme.student),
@@ -91,52 +92,41 @@ def ribbons(
         | {"text": f"<b>{text}</b>", "showarrow": False, "font": {"size": 12, "color": color}}
         for y, anchor, shift, text, color in axis_text
     ]
-    figure.update_layout(
-        theme.layout(
-            height=400,
-            margin={"l": 54, "r": 12, "t": 30, "b": 44},
-            bargap=0,
-            barmode="overlay",
-            hovermode="closest",
-            clickmode="event+select",
-            dragmode="pan",
-            showlegend=True,
-            # Plotly measures an entry a little short: without a width of its own it touches the next.
-            legend={
-                "orientation": "h",
-                "x": 1,
-                "xanchor": "right",
-                "y": 1.0,
-                "yanchor": "bottom",
-                "entrywidth": 150,
-            },
-            annotations=notes,
-        )
-    )
-    figure.update_xaxes(
-        range=[0, 1], showgrid=False, zeroline=False, fixedrange=True, visible=False, row=1, col=1
+    layout = theme.layout(
+        height=400,
+        margin={"l": 54, "r": 12, "t": 30, "b": 44},
+        bargap=0,
+        barmode="overlay",
+        hovermode="closest",
+        clickmode="event+select",
+        dragmode="pan",
+        showlegend=True,
+        # Plotly measures an entry a little short: without a width of its own it touches the next.
+        legend={
+            "orientation": "h",
+            "x": 1,
+            "xanchor": "right",
+            "y": 1.0,
+            "yanchor": "bottom",
+            "entrywidth": 150,
+        },
+        shapes=[even],
+        annotations=notes,
     )
     ticks, _ = x_ticks([str(position) for position in range(count_s)], 620)
-    figure.update_xaxes(
-        range=[0, 1],
-        **(ticks | {"tickvals": [(n + 0.5) / max(count_s, 1) for n in ticks["tickvals"]]}),
-        title={"text": "student token position"},
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        row=2,
-        col=1,
-    )
-    figure.update_yaxes(visible=False, range=[-0.12, 1.02], fixedrange=True, row=1, col=1)
     most = max(float(np.nanmax(stretch, initial=1.0)), 1.0)
-    figure.update_yaxes(
-        title={"text": "stretch<br>(teacher / student)"},
-        range=[0, most * 1.1],
-        nticks=4,
-        fixedrange=True,
-        row=2,
-        col=1,
-    )
+    bare = {"range": [0, 1], "showgrid": False, "zeroline": False, "fixedrange": True}
+    axes = {
+        "xaxis": bare | {"visible": False},
+        "xaxis2": bare
+        | ticks
+        | {"tickvals": [(n + 0.5) / max(count_s, 1) for n in ticks["tickvals"]]}
+        | {"title": {"text": "student token position"}},
+        "yaxis": {"visible": False, "range": [-0.12, 1.02], "fixedrange": True},
+        "yaxis2": {"title": {"text": "stretch<br>(teacher / student)"}, "range": [0, most * 1.1]}
+        | {"nticks": 4, "fixedrange": True},
+    }
+    lay_out(figure, layout, axes, theme)
     return figure
 
 

@@ -212,19 +212,22 @@ def _template(theme: Theme) -> go.layout.Template:
 
 
 def lay_out(
-    figure: go.Figure, layout: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], theme: Theme
+    figure: go.Figure,
+    layout: Mapping[str, Any],
+    axes: Mapping[str, Mapping[str, Any]],
+    theme: Theme,
+    titles: Mapping[str, Any] | None = None,
 ) -> None:
     """Give a figure with subplots its layout in one go: plotly's update methods check every entry several times.
 
-    layout: of `Theme.layout`. axes: "xaxis", "yaxis2", … → what is added to each. Titles of subplots get the theme's font.
+    layout: of `Theme.layout`. axes: "xaxis", "yaxis2", … → what is added to each. titles: what is added
+    to those of subplots, by default the theme's font.
     """
     whole = figure.layout.to_plotly_json()
-    titles = [
-        title | {"font": {"size": 12, "color": theme.text}, "yshift": -2}
-        for title in whole.get("annotations", ())
-    ]
+    titles = titles or {"font": {"size": 12, "color": theme.text}, "yshift": -2}
+    written = [title | dict(titles) for title in whole.get("annotations", ())]
     named = {name: whole.get(name, {}) | dict(entries) for name, entries in axes.items()}
-    figure.layout = whole | {"annotations": titles} | named | dict(layout)
+    figure.layout = whole | {"annotations": written} | named | dict(layout)
 
 
 def theme(dark: bool) -> Theme:

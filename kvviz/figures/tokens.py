@@ -1,4 +1,4 @@
-"""Tokens as boxes in reading order: one line for the ribbon, flowing lines for a value at every token."""
+"""Tokens in reading order: a value at every token under the text, which flows over lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from kvviz.figures.heatmap import STEADY, clicks, color_bar, limits
 from kvviz.figures.labels import columns, escape, hover_tokens, label, number, visible, x_ticks
-from kvviz.figures.theme import MONO_FAMILY, Theme, readable_on
+from kvviz.figures.theme import MONO_FAMILY, Theme
 
 # Characters on a line of flowing text: 11 px monospace on a page 700 px wide.
 LINE = 92
@@ -32,75 +32,6 @@ def ribbon_hover(
         f"token {line}<br>{name(int(segment))}"
         for line, segment in zip(hover_tokens(tokens), segment_ids, strict=True)
     ]
-
-
-def token_ribbon(
-    tokens: Sequence[str],
-    segment_ids: Sequence[int],
-    *,
-    theme: Theme,
-    names: Sequence[str] | None = None,
-    height: int = 74,
-) -> go.Figure:
-    """One line of equally wide boxes, one for each token, coloured by segment.
-
-    Args:
-        tokens: T texts. segment_ids: T indices into `names`; −1 is padding.
-        names: the segments' names for the hover.
-
-    The text of a token is written into its box while there are at most 40. A click carries `customdata=[position]`.
-    Raises ValueError when tokens and ids differ in number.
-    """
-    count = len(tokens)
-    if count != len(segment_ids):
-        raise ValueError(f"{count} tokens, but {len(segment_ids)} segment ids")
-    fills = [theme.segment(int(segment)) for segment in segment_ids]
-    figure = go.Figure()
-    figure.add_bar(
-        name="tokens",
-        x=list(range(count)),
-        y=[1] * count,
-        width=[1.0] * count,
-        marker={"color": fills, "line": {"color": theme.background, "width": 1 if count <= 300 else 0}},
-        customdata=clicks(range(count)),
-        **STEADY,
-        hovertext=ribbon_hover(tokens, segment_ids, names),
-        hovertemplate="%{hovertext}<extra></extra>",
-        **(
-            {
-                "text": [label(token, 8) for token in tokens],
-                "textposition": "inside",
-                "insidetextanchor": "middle",
-                "textfont": {"size": 11, "color": [readable_on(fill) for fill in fills]},
-                "constraintext": "none",
-                "textangle": -90 if count > 12 else 0,
-            }
-            if count <= 40
-            else {}
-        ),
-    )
-    ticks, below = x_ticks([str(position) for position in range(count)], 660)
-    figure.update_layout(
-        theme.layout(
-            height=height + (30 if 12 < count <= 40 else 0),
-            margin={"l": 10, "r": 10, "t": 4, "b": below + 24},
-            showlegend=False,
-            bargap=0,
-            clickmode="event+select",
-            hovermode="closest",
-            dragmode="pan",
-        )
-    )
-    figure.update_xaxes(
-        range=[-0.5, max(count, 1) - 0.5],
-        title={"text": "token position", "standoff": 2},
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        **ticks,
-    )
-    figure.update_yaxes(visible=False, range=[0, 1], fixedrange=True)
-    return figure
 
 
 def token_values(
@@ -151,14 +82,26 @@ def token_values(
         hovertext=hovers,
         hovertemplate="%{hovertext}<extra></extra>",
         marker={
-            "color": np.where(finite, values, 0.0),
+            # Written out: for each bar coloured by a number plotly.js writes a warning to the console, with a trace of the stack.
+            "color": [theme.color_at(float(fraction)) for fraction in share],
+            "line": {"width": 0.5 if flowing else 0, "color": theme.line},
+        },
+    )
+    # Nothing to see but its colour bar.
+    figure.add_scatter(
+        name="scale",
+        x=[None],
+        y=[None],
+        mode="markers",
+        marker={
+            "color": [span.low],
             "cmin": span.low,
             "cmax": span.high,
             "colorscale": [list(stop) for stop in theme.sequential],
             "showscale": True,
             "colorbar": color_bar(span.title(unit), theme, **({} if lines > 3 else {"nticks": 3})),
-            "line": {"width": 0.5 if flowing else 0, "color": theme.line},
         },
+        hoverinfo="skip",
     )
     if flowing:
         figure.add_scatter(
