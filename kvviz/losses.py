@@ -2,7 +2,7 @@
 
 The teacher's tensors are already in the student's geometry. Everything is computed in float32 (float64 for float64 input), whatever the
 inputs and whatever autocast says: KL in bf16 comes out negative in half of the rows. Attention is worked through in blocks of
-query rows that are recomputed in the backward pass, so memory grows with T and not with T².
+query rows, so memory grows with T and not with T².
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from kvviz.mean_kl import MeanKL
 
 # Query rows worked on at once, of one layer: the largest intermediate is [B, Hq, BLOCK, T].
 BLOCK = 128
@@ -109,19 +111,33 @@ def causal_attention_kl(
     t_attention: Tensor | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """Mean of `attention_kl_rows` over the valid rows: a scalar in nats, 0 where no row is valid."""
-    rows, valid = attention_kl_rows(
-        s_q,
-        s_k,
-        t_q,
-        t_k,
-        attention_mask,
-        scaling=scaling,
-        temperature=temperature,
-        t_attention=t_attention,
-        allowed=allowed,
-    )
-    return rows.sum() / valid.sum().clamp(min=1)
+    """Mean of `attention_kl_rows` over the valid rows: a scalar in nats, 0 where no row is valid.
+
+    A mean's gradient is worked out with its value, so a step costs one pass over the scores (`kvviz.mean_kl`); it has no second
+    derivative. Only where t_attention itself wants a gradient, which it has in no run of ours, the rows are averaged.
+    """
+    if t_attention is not None and t_attention.requires_grad:
+        rows, valid = attention_kl_rows(
+            s_q,
+            s_k,
+            None,
+            None,
+            attention_mask,
+            scaling=scaling,
+            temperature=temperature,
+            t_attention=t_attention,
+            allowed=allowed,
+        )
+        return rows.sum() / valid.sum().clamp(min=1)
+    scales = _check_attention(s_q, s_k, t_q, t_k, t_attention, allowed, scaling, temperature)
+    keep = _valid(s_q, attention_mask)
+    theirs, their_keys = (t_attention, None) if t_attention is not None else (t_q, t_k)
+    sides = [
+        None if x is None else x if x is t_attention else _cleared(x, keep)
+        for x in (s_q, s_k, theirs, their_keys)
+    ]
+    with torch.autocast(s_q.device.type, enabled=False):
+        return MeanKL.apply(*sides, keep, allowed, [scale / temperature for scale in scales], temperature)
 
 
 def attention_kl_rows(
@@ -146,10 +162,7 @@ def attention_kl_rows(
     A row counts where its query is valid, it may see a key, and the teacher's row has mass there; elsewhere it is 0.
     Raises ValueError for shapes, scalings or a temperature that make no sense.
     """
-    _check_attention(s_q, s_k, t_q, t_k, t_attention, allowed)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    scales = _scales(scaling, s_q.shape[1], s_q.shape[4])
+    scales = _check_attention(s_q, s_k, t_q, t_k, t_attention, allowed, scaling, temperature)
     keep = _valid(s_q, attention_mask)
     # Clearing padding keeps what lies there, NaN even, out of every product of the backward pass.
     queries, keys = _cleared(s_q, keep).unbind(1), _cleared(s_k, keep).unbind(1)
@@ -157,10 +170,8 @@ def attention_kl_rows(
     their_keys: Sequence[Tensor | None]
     if t_attention is not None:
         their_rows, their_keys = t_attention.unbind(1), [None] * len(queries)
-    elif t_q is not None and t_k is not None:
-        their_rows, their_keys = _cleared(t_q, keep).unbind(1), _cleared(t_k, keep).unbind(1)
     else:
-        raise ValueError("the teacher's attention needs t_q and t_k, or t_attention")
+        their_rows, their_keys = (_cleared(x, keep).unbind(1) for x in (t_q, t_k) if x is not None)
     kl_layers, valid_layers = [], []
     for layer, scale in enumerate(scales):
         seen = None if allowed is None else allowed[:, layer % allowed.shape[1]]
@@ -288,7 +299,14 @@ def _check_attention(
     t_k: Tensor | None,
     t_attention: Tensor | None,
     allowed: Tensor | None,
-) -> None:
+    scaling: float | Sequence[float] | None,
+    temperature: float,
+) -> list[float]:
+    """Raises ValueError for what does not go together; returns the factor on each layer's scores."""
+    if t_attention is None and (t_q is None or t_k is None):
+        raise ValueError("the teacher's attention needs t_q and t_k, or t_attention")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     if t_q is not None:
         _check_pair(s_q, t_q, "queries")
     if t_k is not None:
@@ -307,3 +325,4 @@ def _check_attention(
         and allowed.shape[2:] == (T, T)
     ):
         raise ValueError(f"allowed must be [{B} or 1, {L} or 1, {T}, {T}], got {list(allowed.shape)}")
+    return _scales(scaling, L, D)

@@ -318,6 +318,41 @@ def test_gradients_of_each_term_are_right():
     assert torch.autograd.gradcheck(lambda a, b: cosine_loss(a, b, mask), (s_v, t_v))
     assert torch.autograd.gradcheck(kl, (s_q, s_k, t_q, t_k))
     assert torch.autograd.gradcheck(mixed, (s_q, s_k, probabilities))
+    assert torch.autograd.gradcheck(lambda a, b: mixed(a, b, probabilities.detach()), (s_q, s_k))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("target", ["projected", "mixed"])
+def test_the_mean_and_the_rows_agree_in_value_and_gradient(target, wide, monkeypatch):
+    """The mean over rows is worked out twice: with its gradient on the way, and by autograd through every row."""
+    monkeypatch.setattr("kvviz.mean_kl.CPU_BLOCK", 3)
+    tensors = cache(B=2, L=2, Hkv=2, group=2, T=8, D=4, dtype=torch.float64)
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask[0, :3] = mask[1, 6:] = False
+    allowed = torch.ones(1, 2, 8, 8, dtype=torch.bool)
+    allowed[0, 1] = torch.ones(8, 8).tril(0).triu(-2).bool()  # a sliding window in the second layer
+    options = {"scaling": [0.3, 0.7], "temperature": 1.7, "allowed": allowed if wide else None}
+    names = ("s_q", "s_k") if target == "mixed" else ("s_q", "s_k", "t_q", "t_k")
+    if target == "mixed":
+        options["t_attention"] = torch.rand(2, 2, 4, 8, 8, dtype=torch.float64)
+        options["t_attention"][:, :, :, 5] = 0  # a row without mass does not count
+
+    def both(function):
+        x = {name: tensors[name].clone().requires_grad_() for name in names}
+        theirs = (x.get("t_q"), x.get("t_k"))
+        value = function(x["s_q"], x["s_k"], *theirs, mask, **options)
+        value.backward()
+        return value.detach(), [x[name].grad for name in names]
+
+    def averaged(*arguments, **options):
+        rows, valid = attention_kl_rows(*arguments, **options)
+        return rows.sum() / valid.sum()
+
+    mean, mean_grads = both(causal_attention_kl)
+    reference, reference_grads = both(averaged)
+    torch.testing.assert_close(mean, reference)
+    for grad, expected in zip(mean_grads, reference_grads, strict=True):
+        torch.testing.assert_close(grad, expected)
 
 
 def test_gradients_reach_the_student_and_if_asked_the_aligner():
