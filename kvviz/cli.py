@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kvviz.commands import distill, profile, runs
+from kvviz.commands import ab, distill, profile, runs
 from kvviz.config import ConfigError
 from kvviz.errors import ExplainedError
 from kvviz.version import __version__
 
-COMMANDS = (profile, distill, runs)
+COMMANDS = (profile, distill, runs, ab)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -96,19 +97,30 @@ def summary(sums: Sums) -> dict[str, float]:
     return found
 
 
-def exact_matches(
-    loaded: LoadedModel, examples: Sequence[Example], max_new_tokens: int, batch_size: int = 100
-) -> int:
-    """How many examples end in the right answer when the model writes the completion, greedily."""
-    parts = [example.side(student=True) for example in examples]
+@dataclass(frozen=True)
+class Answer:
+    """What the student wrote for one held-out example, `index` in order."""
+
+    index: int
+    prompt: str
+    expected: str
+    written: str
+    correct: bool
+
+
+def answers(
+    loaded: LoadedModel, examples: Sequence[tuple[int, Example]], max_new_tokens: int, batch_size: int = 100
+) -> list[Answer]:
+    """Let the model write the completion of each numbered example, greedily; right where it ends in the same answer."""
+    parts = [example.side(student=True) for _, example in examples]
     with loaded.lock:
-        written = solve(
+        texts = solve(
             loaded.model, loaded.tokenizer, [prompt for prompt, _ in parts], batch_size, max_new_tokens
         )
-    return sum(
-        final_answer(text) == final_answer(completion)
-        for text, (_, completion) in zip(written, parts, strict=True)
-    )
+    return [
+        Answer(index, prompt, expected, written, final_answer(written) == final_answer(expected))
+        for (index, _), (prompt, expected), written in zip(examples, parts, texts, strict=True)
+    ]
 
 
 def accuracy(correct: int, n: int) -> dict[str, float]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from kvviz.align import calibrate
-from kvviz.align.aligner import MapProjectionAligner
 from kvviz.align.alignment import (
     layer_similarity,
     make_aligner,

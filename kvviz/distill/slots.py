@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kvviz.config import ConfigError
 from kvviz.distill.config import DistillConfig
-from kvviz.distill.run import Run, RunGone, RunState, list_runs
+from kvviz.distill.run import Run, RunGone, list_runs
 
 SETTING = "KVVIZ_RUNS_AT_ONCE"
 POLL_SECONDS = 1.0
@@ -34,6 +34,16 @@ class Slot:
     def release(self) -> None:
         """Let the next run in."""
         os.close(self.file)
+
+
+class _NoSlot(Slot):
+    """What a process holds that uses no device."""
+
+    def release(self) -> None:
+        """Nobody waits for it."""
+
+
+NO_SLOT = _NoSlot(-1)
 
 
 def runs_at_once() -> int:
@@ -76,13 +86,13 @@ def wait_for_slot(run: Run, poll: float = POLL_SECONDS) -> Slot | None:
     said, said_at = "", 0.0
     run.write_status("queued", device=device)
     while not run.stop_requested():
-        message = _in_front(run, device)
-        if not message:
+        ahead, using = _others(run, device)
+        if not ahead:
             for place in places:
                 slot = _take(place)
                 if slot is not None:
                     return slot
-            message = f"Waits for {device}."
+        message = _waiting(device, ahead, using)
         if message != said or time.monotonic() - said_at > HEARTBEAT_SECONDS:
             run.write_status("queued", message=message)
             said, said_at = message, time.monotonic()
@@ -108,10 +118,10 @@ def _take(place: Path) -> Slot | None:
     return Slot(file)
 
 
-def _in_front(run: Run, device: str) -> str:
-    """Who waits for the same device and was made earlier, as a message; empty if it is this run's turn."""
+def _others(run: Run, device: str) -> tuple[list[str], list[str]]:
+    """The names of the runs that wait for this device and were made earlier, and of those that use it."""
     mine = run.state()
-    ahead = []
+    ahead, using = [], []
     for other in list_runs(run.folder.parent):
         if other.folder == run.folder:
             continue
@@ -119,13 +129,20 @@ def _in_front(run: Run, device: str) -> str:
             state = other.state()
         except RunGone:
             continue
-        if _waits(state, device) and (state.created, other.name) < (mine.created, run.name):
+        if not state.alive or state.process is None or not state.process.here or state.device != device:
+            continue
+        if state.status != "queued":
+            using.append(other.name)
+        elif (state.created, other.name) < (mine.created, run.name):
             ahead.append(other.name)
-    if not ahead:
-        return ""
-    return f"Waits for {device}: {len(ahead)} before it, {ahead[-1]} next."
+    return ahead, using
 
 
-def _waits(state: RunState, device: str) -> bool:
-    process = state.process
-    return state.status == "queued" and process is not None and process.here and state.device == device
+def _waiting(device: str, ahead: list[str], using: list[str]) -> str:
+    """What a run that waits says: who has the device, and how many come first."""
+    message = f"Waits for {device}"
+    if using:
+        message += f": {', '.join(using[:2])} {'uses' if len(using) == 1 else 'use'} it"
+    if ahead:
+        message += f"; {len(ahead)} before it in the queue"
+    return message + "."

@@ -76,12 +76,14 @@ def refuse_if_alive(run: Run, what: str, *, force: bool = False) -> None:
         )
 
 
-def supervise(run: Run, work: Work) -> int:
+def supervise(run: Run, work: Work, *, uses_device: bool = True) -> int:
     """Take the run through its life in this process; returns the exit status: 0, or 1 if it failed.
 
     `work` writes the status running itself, with its steps, and looks at `run.stop_requested()` after each. SIGTERM and
     SIGINT ask for a stop; a second one ends at once. Under torchrun every rank calls this: rank 0 alone writes, and the
     others begin when it does.
+
+    uses_device: False for a process that only starts runs, and must not wait where they do.
 
     Raises:
         RunBusy: another process has the run.
@@ -93,7 +95,7 @@ def supervise(run: Run, work: Work) -> int:
         claim(run)
         told = False
         try:
-            slot = slots.wait_for_slot(run)
+            slot = slots.wait_for_slot(run) if uses_device else slots.NO_SLOT
             if slot is None:
                 run.write_status("stopped", message="Stopped before it began.")
                 return 0

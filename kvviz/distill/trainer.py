@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from kvviz.distill.config import DistillConfig
 from kvviz.distill.data import Data, Example
-from kvviz.distill.evaluate import accuracy, add_up, by_head, collapsing, exact_matches, merged, summary
+from kvviz.distill.evaluate import Answer, accuracy, add_up, answers, by_head, collapsing, merged, summary
 from kvviz.distill.objective import TERMS, Objective
 from kvviz.distill.prepare import Prepared
 
@@ -27,7 +27,18 @@ OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt")
 PROBE_EXAMPLES = 4  # held-out examples whose errors head by head go into every snapshot
 EVAL_BATCH = 32
 
-Log = Callable[[dict[str, float]], None]
+
+class Record(Protocol):
+    """Where a run's figures go."""
+
+    def metrics(self, metrics: dict[str, Any]) -> None:
+        """One line: `step` and what was measured."""
+
+    def snapshot(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """At every log: errors head by head, and the projectors."""
+
+    def answers(self, step: int, answers: Sequence[Answer]) -> None:
+        """At every evaluation: what the student wrote."""
 
 
 class Examples(Dataset):
@@ -47,19 +58,17 @@ class DistillTrainer(Trainer):
     """Trains `Prepared.objective`.
 
     Args:
-        folder: where checkpoints go. log: called on rank 0 with each dict of metrics, `step` included.
-        snapshot: called on rank 0 at every log with the step and the tensors of the timeline.
+        folder: where checkpoints go. record: what is written down on the way, by rank 0 alone.
     """
 
     def __init__(
         self,
         prepared: Prepared,
         folder: Path,
-        log: Log,
-        snapshot: Callable[[int, dict[str, Tensor]], None],
+        record: Record,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self.prepared, self.write, self.snapshot = prepared, log, snapshot
+        self.prepared, self.record = prepared, record
         self.start: dict[str, float] = {}  # the first evaluation: what spreads are compared with
         self._terms: dict[str, list[Tensor]] = {}
         self._tokens_seen = 0
@@ -116,7 +125,7 @@ class DistillTrainer(Trainer):
         if self.is_world_process_zero():
             if "loss" in logs:
                 self.take_snapshot()
-            self.write({"step": self.state.global_step} | logs)
+            self.record.metrics({"step": self.state.global_step} | logs)
 
     def recall(self, known: Mapping[int, Mapping[str, float]]) -> None:
         """What was logged before a run went on, by step: counts go on from there, spreads are compared with the start."""
@@ -126,15 +135,19 @@ class DistillTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out losses, spread, R² and exact match; the examples are shared out over processes."""
         config, data = self.prepared.config, self.prepared.data
-        mine = data.evaluation[self.accelerator.process_index :: self.accelerator.num_processes]
+        numbered = list(enumerate(data.evaluation))
+        mine = numbered[self.accelerator.process_index :: self.accelerator.num_processes]
         was_training = self.model.training
         self.model.eval()
         with self.compute_loss_context_manager():
-            sums = add_up(self.objective, self.batches(mine))
-            correct = exact_matches(self.prepared.student, mine, config.max_new_tokens)
+            sums = add_up(self.objective, self.batches([example for _, example in mine]))
+            told = answers(self.prepared.student, mine, config.max_new_tokens)
         self.model.train(was_training)
         found = summary(merged(gather_object([sums])))
-        found |= accuracy(sum(gather_object([correct])), len(data.evaluation))
+        told = sorted(gather_object(told), key=lambda answer: answer.index)
+        found |= accuracy(sum(answer.correct for answer in told), len(told))
+        if self.is_world_process_zero():
+            self.record.answers(self.state.global_step, told)
         if not self.start:
             self.start = found
             if self.is_world_process_zero():
@@ -145,7 +158,7 @@ class DistillTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
-    def batches(self, examples: tuple[Example, ...]) -> Any:
+    def batches(self, examples: Sequence[Example]) -> Any:
         """Batches of held-out examples on this process's device, of like length."""
         ordered = sorted(examples, key=lambda example: len(example.text))
         for first in range(0, len(ordered), EVAL_BATCH):
@@ -162,7 +175,7 @@ class DistillTrainer(Trainer):
         self.model.train(was_training)
         if step == 0 or self.prepared.config.aligner == "trained":
             tensors |= {f"projectors.{name}": value for name, value in projectors_of(self.objective).items()}
-        self.snapshot(step, tensors)
+        self.record.snapshot(step, tensors)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A checkpoint is a model folder of the student, with the projectors beside it; safetensors, no pickled arguments."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -12,11 +15,40 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 
+from kvviz.distill.answers import answers_path
+from kvviz.distill.evaluate import Answer
 from kvviz.distill.prepare import prepare
 from kvviz.distill.run import Run
 from kvviz.distill.trainer import DistillTrainer, seconds
 
 Ending = Literal["finished", "stopped"]
+
+
+class RunRecord:
+    """Writes a run's figures into its folder; see `kvviz.distill.trainer.Record`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def metrics(self, metrics: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        self.run.append(metrics)
+
+    def snapshot(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Write snapshots/step-….safetensors; readers see the whole file or none."""
+        path = self.run.snapshot_path(step)
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial)
+        partial.replace(path)
+
+    def answers(self, step: int, answers: Sequence[Answer]) -> None:
+        """Write answers/step-….jsonl, one object a problem."""
+        path = answers_path(self.run, step)
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
+        partial.replace(path)
 
 
 class FollowRun(TrainerCallback):
@@ -63,22 +95,14 @@ def work(run: Run) -> Ending:
     began = time.monotonic()
     prepared = prepare(run.config)
     if prepared.fit is not None:
-        scores = ", ".join(f"{part.upper()} {score.total_r2:.3f}" for part, score in prepared.fit.scores.items())
+        scores = ", ".join(
+            f"{part.upper()} {score.total_r2:.3f}" for part, score in prepared.fit.scores.items()
+        )
         print(f"projectors on examples held out from their fit, R²: {scores}", flush=True)
     print(f"{prepared.data.source}; ready after {seconds(time.monotonic() - began)}", flush=True)
     follow = FollowRun(run)
 
-    def log(metrics: dict[str, Any]) -> None:
-        run.append(metrics)
-
-    def snapshot(step: int, tensors: dict[str, Tensor]) -> None:
-        path = run.snapshot_path(step)
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial)
-        partial.replace(path)
-
-    trainer = DistillTrainer(prepared, run.folder / "checkpoints", log, snapshot, [follow])
+    trainer = DistillTrainer(prepared, run.folder / "checkpoints", RunRecord(run), [follow])
     follow.trainer = trainer
     checkpoint = run.latest_checkpoint()
     if checkpoint is None:

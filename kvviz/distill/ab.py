@@ -1,0 +1,268 @@
+"""What an A/B matrix found: each arm's figures over its seeds, with intervals, as a table, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvviz.distill.answers import answered_steps, read_answers
+from kvviz.distill.arms import ARMS, BASELINE, ZERO
+from kvviz.distill.matrix import Cell, Matrix
+
+DRAWS = 10_000
+MEASURES = {
+    "eval_ce_loss": "held-out CE, nats a token",
+    "eval_k_loss": "K error, 1 − cosine",
+    "eval_v_loss": "V error, 1 − cosine",
+    "eval_attn_loss": "attention KL, nats a row",
+    "k_r2": "K, held-out R² of the arm's own map",
+    "k_spread": "spread of K",
+    "v_spread": "spread of V",
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm.
+
+    seeds: those that finished. accuracy: over seeds and problems. against_baseline, against_none: paired differences of
+    accuracy, None for the arm itself and where the other has no common seed. measures: means over seeds of MEASURES.
+    parameters: of the projectors. seconds: median over seeds, from first to last line of the metrics. expected: what the v4.0
+    report expects; never measured.
+    """
+
+    arm: str
+    title: str
+    seeds: tuple[int, ...]
+    accuracy: Interval | None
+    start_accuracy: float | None
+    against_baseline: Interval | None
+    against_none: Interval | None
+    measures: dict[str, float]
+    parameters: int | None
+    seconds: float | None
+    expected: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A matrix's findings; `states` counts its runs by status."""
+
+    name: str
+    rows: list[Row]
+    states: dict[str, int]
+    machine: str = field(default_factory=lambda: machine())
+
+
+Solved = dict[int, np.ndarray]  # seed → bool [problem], at the end of the run
+
+
+def table(matrix: Matrix) -> Table:
+    """Read what is there so far. A run counts once it is finished."""
+    cells = matrix.cells()
+    states: dict[str, int] = {}
+    finished: dict[str, list[Cell]] = {arm: [] for arm in matrix.config.arms}
+    for cell in cells:
+        state = cell.state
+        status = "not begun" if state is None else state.status
+        states[status] = states.get(status, 0) + 1
+        if status == "finished":
+            finished[cell.arm].append(cell)
+    solved = {arm: _solved(found) for arm, found in finished.items()}
+    rows = [_row(arm, found, solved) for arm, found in finished.items()]
+    return Table(matrix.name, rows, states)
+
+
+def _solved(cells: Sequence[Cell]) -> Solved:
+    found: Solved = {}
+    for cell in cells:
+        steps = answered_steps(cell.run)
+        if steps:
+            last = read_answers(cell.run, steps[-1])
+            found[cell.seed] = np.array([bool(answer["correct"]) for answer in last])
+    return found
+
+
+def _row(arm: str, cells: Sequence[Cell], solved: Mapping[str, Solved]) -> Row:
+    last: list[dict[str, Any]] = []
+    seconds: list[float] = []
+    starts: list[float] = []
+    for cell in cells:
+        lines = cell.run.metrics()
+        merged: dict[str, Any] = {}
+        for line in lines:
+            merged |= line
+        last.append(merged)
+        seconds.append(lines[-1]["time"] - lines[0]["time"])
+        if "accuracy" in lines[0]:
+            starts.append(lines[0]["accuracy"])
+    measures = {
+        name: float(np.mean([line[name] for line in last]))
+        for name in MEASURES
+        if last and all(name in line for line in last)
+    }
+    own = solved[arm]
+    return Row(
+        arm=arm,
+        title=ARMS[arm].title,
+        seeds=tuple(cell.seed for cell in cells),
+        accuracy=mean_interval(list(own.values())) if own else None,
+        start_accuracy=float(np.mean(starts)) if starts else None,
+        against_baseline=_paired(own, solved.get(BASELINE, {})) if arm != BASELINE else None,
+        against_none=_paired(own, solved.get(ZERO, {})) if arm != ZERO else None,
+        measures=measures,
+        parameters=next((parameters(cell) for cell in cells), None),
+        seconds=float(np.median(seconds)) if seconds else None,
+        expected=ARMS[arm].expected,
+    )
+
+
+def _paired(one: Solved, other: Solved) -> Interval | None:
+    common = sorted(set(one) & set(other))
+    return mean_interval([one[seed].astype(float) - other[seed] for seed in common]) if common else None
+
+
+def mean_interval(by_seed: Sequence[np.ndarray], draws: int = DRAWS) -> Interval:
+    """Mean of `[problem]` values over seeds and problems, with a 95% percentile bootstrap.
+
+    Seeds and problems are both drawn anew, and a drawn problem is the same for every seed: it is as hard in each (a two-way
+    bootstrap; A. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007). With one seed only problems are.
+    """
+    values = np.stack([np.asarray(found, dtype=float) for found in by_seed])
+    rng = np.random.default_rng(0)
+    seeds, problems = values.shape
+    means = np.empty(draws)
+    for draw in range(draws):
+        rows = values[rng.integers(seeds, size=seeds)].mean(0)
+        means[draw] = rows[rng.integers(problems, size=problems)].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def parameters(cell: Cell) -> int | None:
+    """Numbers in the projectors of a run's first checkpoint."""
+    from safetensors import safe_open
+
+    checkpoint = cell.run.latest_checkpoint()
+    if checkpoint is None:
+        return None
+    with safe_open(checkpoint / "projectors.safetensors", framework="np") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if name != "layer_matrix"}  # noqa: SIM118
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def machine() -> str:
+    """Processor count and kind, for a report."""
+    import os
+
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+
+
+def verdict(found: Table) -> list[str]:
+    """What the table says of the report's two claims, in sentences, whatever came out."""
+    rows = {row.arm: row for row in found.rows}
+    sentences = []
+    for arm, row in rows.items():
+        if arm in (BASELINE, ZERO) or row.accuracy is None:
+            continue
+        for other, interval in ((BASELINE, row.against_baseline), (ZERO, row.against_none)):
+            if interval is None:
+                continue
+            sentences.append(f"{row.title} against {ARMS[other].title}: {_finding(interval)}")
+    baseline = rows.get(BASELINE)
+    if baseline is not None and baseline.against_none is not None:
+        sentences.append(f"{baseline.title} against {ARMS[ZERO].title}: {_finding(baseline.against_none)}")
+    return sentences
+
+
+def _finding(interval: Interval) -> str:
+    points = f"{100 * interval.value:+.1f} points ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+    if not interval.excludes_zero:
+        return f"{points}, no difference that this matrix can tell from chance."
+    return f"{points}, {'better' if interval.value > 0 else 'worse'}."
+
+
+def as_json(found: Table) -> str:
+    """The table as JSON, with the verdict's sentences."""
+    return json.dumps(asdict(found) | {"verdict": verdict(found)}, indent=2)
+
+
+def as_markdown(found: Table, command: str = "") -> str:
+    """The table as Markdown: what was measured, then, in a column of its own, what the report expected."""
+    head = [
+        "arm",
+        "seeds",
+        "exact match (95%)",
+        "against flat",
+        "against no KV loss",
+        *MEASURES.values(),
+        "projector parameters",
+        "seconds",
+        "the v4.0 report expected",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in found.rows:
+        cells = [
+            row.title,
+            ", ".join(map(str, row.seeds)) or "none yet",
+            _share(row.accuracy),
+            _points(row.against_baseline),
+            _points(row.against_none),
+            *(f"{row.measures[name]:.3f}" if name in row.measures else "" for name in MEASURES),
+            "" if row.parameters is None else f"{row.parameters:,}",
+            "" if row.seconds is None else f"{row.seconds:.0f}",
+            "" if row.expected is None else f"{row.expected:.0%}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    starts = [row.start_accuracy for row in found.rows if row.start_accuracy is not None]
+    text = [f"# {found.name}", "", *lines, ""]
+    if starts:
+        text += [f"Before any step the student solved {np.mean(starts):.1%} of the same problems.", ""]
+    text += [f"- {sentence}" for sentence in verdict(found)]
+    states = ", ".join(f"{count} {status}" for status, count in sorted(found.states.items()))
+    text += ["", f"Runs: {states}. Machine: {found.machine}."]
+    if command:
+        text += ["", f"Command: `{command}`."]
+    return "\n".join(text) + "\n"
+
+
+def _share(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{interval.value:.1%} ({interval.low:.1%} – {interval.high:.1%})"
+
+
+def _points(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{100 * interval.value:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+
+
+def write(matrix: Matrix, command: str = "") -> Table:
+    """Write ab.md and ab.json into the matrix's folder; readers see whole files."""
+    found = table(matrix)
+    for name, text in (("ab.md", as_markdown(found, command)), ("ab.json", as_json(found))):
+        partial: Path = matrix.folder / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(matrix.folder / name)
+    return found
