@@ -87,8 +87,8 @@ def calibration_key(
 ) -> str:
     """The name of the calibration this pair and configuration need."""
     key_space = resolve_key_space(config, read.trace_t, read.trace_s)
-    # Only baked into the key where the pair is too large for cross-layer moments.
-    matrix = Inspection(read, config).layer_matrix
+    # Only baked into the key where the pair is too large for cross-layer moments: else it is not worked out for it.
+    matrix = None if calibrate.fits_cross(teacher.geometry) else Inspection(read, config).layer_matrix
     return calibrate.calibration_key(teacher, student, texts, key_space, matrix)
 
 

@@ -25,9 +25,11 @@ def draw() -> None:
     page = open_page(
         "Overview", "How well does the teacher's KV cache fit the student, and what happens on the way?"
     )
-    _badge(page)
+    check = _badges(page)
     _headline(page)
     what_happens(page.reading, page.inspection.config, page.theme, "pipeline")
+    if check is not None:
+        _agreement(page, check)
     what_they_read(page.reading, page.teacher, page.student, page.theme)
     teacher_writes(page)
     _held_out(page)
@@ -35,24 +37,41 @@ def draw() -> None:
     reproduce(page)
 
 
-def _badge(page: Page) -> None:
-    prompt = page.reading.prompt
-    worst = max(
-        resources.agreement(model.fingerprint, str(model.device), text, model)
-        for model, text in ((page.teacher, prompt.text), (page.student, prompt.student_text or prompt.text))
-    )
+def _badges(page: Page) -> Any | None:
+    """How the pair is held; the place of the badge that is filled later, where the first picture would wait for it."""
     with st.container(horizontal=True):
-        st.badge(
-            f"matches transformers within {worst:.1e}",
-            icon=":material/verified:",
-            color="green" if worst < 1e-3 else "orange",
-            help="Largest difference between attention recomputed from the captured q, k, scaling and mask and "
-            "transformers' own eager attention, over both models, all layers and heads, on at most 512 tokens of this text.",
-        )
         st.badge(f"key space: {page.inspection.key_space.replace('_', '-')}", color="gray")
         st.badge(
             f"{page.student.device.type}, {str(page.student.dtype).removeprefix('torch.')}", color="gray"
         )
+        place = st.empty()  # The last of its row: nothing moves when it gets wider.
+    if st.session_state.get("agreement.of") == _compared(page):
+        _agreement(page, place)
+        return None
+    place.badge("comparing with transformers…", icon=":material/hourglass_empty:", color="gray")
+    return place
+
+
+def _compared(page: Page) -> tuple[tuple[str, str, str], ...]:
+    """Both models and what each reads."""
+    prompt = page.reading.prompt
+    read = ((page.teacher, prompt.text), (page.student, prompt.student_text or prompt.text))
+    return tuple((model.fingerprint, str(model.device), text) for model, text in read)
+
+
+def _agreement(page: Page, place: Any) -> None:
+    """That the captured queries and keys are the model's own: two eager forwards, when they are first asked for."""
+    compared = _compared(page)
+    models = (page.teacher, page.student)
+    worst = max(resources.agreement(*one, model) for one, model in zip(compared, models, strict=True))
+    st.session_state["agreement.of"] = compared
+    place.badge(
+        f"matches transformers within {worst:.1e}",
+        icon=":material/verified:",
+        color="green" if worst < 1e-3 else "orange",
+        help="Largest difference between attention recomputed from the captured q, k, scaling and mask and "
+        "transformers' own eager attention, over both models, all layers and heads, on at most 512 tokens of this text.",
+    )
 
 
 def _headline(page: Page) -> None:

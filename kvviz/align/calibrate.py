@@ -229,16 +229,24 @@ def calibration_key(
     student: LoadedModel,
     texts: CalibrationTexts,
     key_space: Space,
-    layer_matrix: Tensor,
+    layer_matrix: Tensor | None,
 ) -> str:
-    """A name for everything the sums depend on: weights, texts, key space and, where baked in, the layer map."""
+    """A name for everything the sums depend on: weights, texts, key space and, where baked in, the layer map.
+
+    layer_matrix: None will do where `fits_cross` holds. Raises ValueError where it is missed.
+    """
+    crosses = fits_cross(teacher.geometry)
+    if layer_matrix is None and not crosses:
+        raise ValueError(
+            "the sums of a teacher this large depend on the layer map: it belongs into their name"
+        )
     parts = {
         "format": FORMAT,
         "teacher": [teacher.fingerprint, str(teacher.dtype)],
         "student": [student.fingerprint, str(student.dtype)],
         "texts": [texts.fit, texts.select, texts.report],
         "key_space": key_space,
-        "layer_matrix": None if fits_cross(teacher.geometry) else layer_matrix.tolist(),
+        "layer_matrix": None if crosses or layer_matrix is None else layer_matrix.tolist(),
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

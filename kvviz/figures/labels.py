@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 FONT = 11
+LONGEST_KEPT = 32  # Characters of a text whose visible form is kept.
 _SHOWN = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽", "\u2028": "⏎", "\u2029": "¶"}
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _STEPS = (1, 2, 4, 5, 8, 10, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 200, 250, 256, 400, 500, 512, 1000)
@@ -27,6 +29,10 @@ def visible(text: str, limit: int | None = None) -> str:
     follows are named ("⟨U+202E⟩"), lone surrogates (which no JSON carries) become "�". The empty string is "∅".
     Not escaped: for `textContent` and for tests; labels use `label`.
     """
+    return _of_token(text, limit) if len(text) <= LONGEST_KEPT else _visible(text, limit)
+
+
+def _visible(text: str, limit: int | None) -> str:
     if not text:
         return "∅"
     shown = "".join(_visible_character(character) for character in text)
@@ -35,6 +41,10 @@ def visible(text: str, limit: int | None = None) -> str:
     if any(unicodedata.bidirectional(character) in ("R", "AL") for character in shown):
         shown = f"\u2068{shown}\u2069"  # isolated: the words around it stay where they are
     return shown
+
+
+# A page shows the same tokens many times over, and again at every move of a control.
+_of_token = lru_cache(maxsize=1 << 15)(_visible)
 
 
 def _visible_character(character: str) -> str:
