@@ -111,6 +111,7 @@ def cells(
     hover: Sequence[Sequence[str]] | None = None,
     selected: tuple[int, int] | None = None,
     clip: bool = True,
+    spanned: np.ndarray | None = None,
     highlight_rows: Sequence[int] = (),
     highlight_cols: Sequence[int] = (),
     row_brackets: Sequence[Bracket] = (),
@@ -129,6 +130,7 @@ def cells(
         hover: [rows][cols] extra lines (plain text, "\\n" between lines) for the hover of each cell.
         selected: the (row, col) to outline. One outside the grid is not drawn.
         clip: end the colours at the 99th percentile (of 100 or more values); the colour bar then says so.
+        spanned: what the colours span in place of `values` (any shape), so that several grids share one scale.
         highlight_rows, highlight_cols: rows and columns to frame, e.g. the sources of a head clicked elsewhere.
         row_brackets, col_brackets: (first, last, text) groups along an axis, e.g. the query heads that share a KV head.
         show_values: write each value into its cell; by default where there is room for it.
@@ -147,7 +149,7 @@ def cells(
     if hover is not None and (len(hover) != rows or any(len(line) != cols for line in hover)):
         raise ValueError(f"hover must have one text for each of the {rows} × {cols} cells")
 
-    span = limits(values, scale, center=center, clip=clip)
+    span = limits(values if spanned is None else spanned, scale, center=center, clip=clip)
     plot_height = max(220 if span.clipped else 140, round(rows * min(max(420 / rows, 17), 44)))
     y_axis, left = y_ticks(row_names, (height - 110) if height else plot_height)
     left += 30
