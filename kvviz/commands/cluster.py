@@ -49,7 +49,7 @@ def submit(run: Run, options: argparse.Namespace) -> str:
     # The job looks for its run under the same lock: it finds it as the job's.
     with locked(run.folder):
         try:
-            executor = submitit.AutoExecutor(run.folder.parent / ".jobs" / "%j", cluster=options.cluster)
+            executor = submitit.AutoExecutor(run.folder.parent / ".jobs", cluster=options.cluster)
             executor.update_parameters(**_parameters(run, options))
             job = executor.submit(run_job, command, options.cluster == "local")
         except (

@@ -29,6 +29,7 @@ from kvviz.distill.supervise import refuse_if_alive
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.2
 KILL_SECONDS = 10.0
+PROGRAM = (sys.executable, "-m", "kvviz")
 AGENTS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 
 
@@ -40,18 +41,7 @@ def launch(config: DistillConfig, root: Path | None = None) -> Run:
     """
     run = Run.create(config, root)
     with locked(run.folder):
-        _start(
-            run,
-            [
-                sys.executable,
-                "-m",
-                "kvviz",
-                "distill",
-                str(run.folder / CONFIG),
-                "--run-dir",
-                str(run.folder),
-            ],
-        )
+        _start(run, [*PROGRAM, "distill", str(run.folder / CONFIG), "--run-dir", str(run.folder)])
     return run
 
 
@@ -67,7 +57,7 @@ def resume(run: Run, *, force: bool = False) -> None:
     with locked(run.folder):
         refuse_resume(run, force=force)
         run.clear_stop()
-        _start(run, [sys.executable, "-m", "kvviz", "resume", str(run.folder)])
+        _start(run, [*PROGRAM, "resume", str(run.folder)])
 
 
 def refuse_resume(run: Run, *, force: bool = False) -> None:

@@ -75,7 +75,7 @@ def device_name(config: DistillConfig) -> str:
     return re.sub(r"[^\w-]+", "_", device)
 
 
-def wait_for_slot(run: Run, poll: float = POLL_SECONDS) -> Slot | None:
+def wait_for_slot(run: Run) -> Slot | None:
     """Wait until this process, whose status is queued, may use its device; None if it is asked to stop before.
 
     Raises:
@@ -96,7 +96,7 @@ def wait_for_slot(run: Run, poll: float = POLL_SECONDS) -> Slot | None:
         if message != said or time.monotonic() - said_at > HEARTBEAT_SECONDS:
             run.write_status("queued", message=message)
             said, said_at = message, time.monotonic()
-        time.sleep(poll)
+        time.sleep(POLL_SECONDS)
     if not run.folder.is_dir():
         raise RunGone(run.folder)
     return None
