@@ -47,8 +47,8 @@ class Row:
 
     seeds: those that finished. accuracy: over seeds and problems. against_baseline, against_none: paired differences of
     accuracy, None for the arm itself and where the other has no common seed. measures: means over seeds of MEASURES.
-    parameters: of the projectors. seconds: median over seeds, from first to last line of the metrics. expected: what the v4.0
-    report expects; never measured.
+    parameters: of the projectors. seconds, cpu_seconds: of the training, medians over seeds; the first depends on what else
+    the machine did. expected: what the v4.0 report expects; never measured.
     """
 
     arm: str
@@ -61,6 +61,7 @@ class Row:
     measures: dict[str, float]
     parameters: int | None
     seconds: float | None
+    cpu_seconds: float | None
     expected: float | None
 
 
@@ -106,6 +107,7 @@ def _solved(cells: Sequence[Cell]) -> Solved:
 def _row(arm: str, cells: Sequence[Cell], solved: Mapping[str, Solved]) -> Row:
     last: list[dict[str, Any]] = []
     seconds: list[float] = []
+    cpu: list[float] = []
     starts: list[float] = []
     for cell in cells:
         lines = cell.run.metrics()
@@ -114,6 +116,7 @@ def _row(arm: str, cells: Sequence[Cell], solved: Mapping[str, Solved]) -> Row:
             merged |= line
         last.append(merged)
         seconds.append(lines[-1]["time"] - lines[0]["time"])
+        cpu.append(_spent([line["cpu_seconds"] for line in lines if "cpu_seconds" in line]))
         if "accuracy" in lines[0]:
             starts.append(lines[0]["accuracy"])
     measures = {
@@ -133,8 +136,15 @@ def _row(arm: str, cells: Sequence[Cell], solved: Mapping[str, Solved]) -> Row:
         measures=measures,
         parameters=next((parameters(cell) for cell in cells), None),
         seconds=float(np.median(seconds)) if seconds else None,
+        cpu_seconds=float(np.median(cpu)) if cpu else None,
         expected=ARMS[arm].expected,
     )
+
+
+def _spent(readings: Sequence[float]) -> float:
+    """What a clock went on by; a resumed run's begins anew."""
+    steps = zip(readings, readings[1:], strict=False)
+    return sum(after - before if after >= before else after for before, after in steps)
 
 
 def _paired(one: Solved, other: Solved) -> Interval | None:
@@ -218,6 +228,7 @@ def as_markdown(found: Table, command: str = "") -> str:
         *MEASURES.values(),
         "projector parameters",
         "seconds",
+        "CPU seconds",
         "the v4.0 report expected",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -231,6 +242,7 @@ def as_markdown(found: Table, command: str = "") -> str:
             *(f"{row.measures[name]:.3f}" if name in row.measures else "" for name in MEASURES),
             "" if row.parameters is None else f"{row.parameters:,}",
             "" if row.seconds is None else f"{row.seconds:.0f}",
+            "" if row.cpu_seconds is None else f"{row.cpu_seconds:.0f}",
             "" if row.expected is None else f"{row.expected:.0%}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

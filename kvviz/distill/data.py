@@ -15,6 +15,7 @@ from kvviz.errors import ExplainedError, sentence
 
 LINE_LIMIT = 10_000_000  # characters of one line of a file
 TRAIN_SEED, EVAL_SEED, CALIBRATION_SEED = 500, 11, 501  # of the bundled problems drawn for each purpose
+BUNDLED_SIZE = 1_000_000
 LEAST = 10  # examples, below which nothing can be held out
 HELD_OUT = 10  # one in so many of a user's examples is held out, chosen by its prompt
 _ANSWER = re.compile(r"####\s*([^\n]+)")
@@ -64,7 +65,7 @@ def final_answer(text: str) -> str | None:
 class Data:
     """Disjoint examples: to train on, to evaluate on, to fit the projectors on.
 
-    train: `train(i)` is example i of endlessly many (bundled problems), or of `train_size` that repeat in a new order.
+    train: `train(i)` is example i of `train_size`, which come in the order of the run's seed, again when all were seen.
     """
 
     train: Callable[[int], Example]
@@ -95,11 +96,11 @@ def _bundled(config: DistillConfig, brief: bool) -> Data:
         )
         return Example(problem.prompt, problem.text[len(problem.prompt) :], *own)
 
-    first = (TRAIN_SEED + config.seed % 1000) * 1_000_000
+    first = (TRAIN_SEED + config.seed % 1000) * BUNDLED_SIZE
     return Data(
         train=lambda index: example(make_problem(first + index, "train")),
-        # Enough for every step on one device; more devices or a longer run go through them again in another order.
-        train_size=config.steps * config.batch_size * config.gradient_accumulation,
+        # The same for any batch size and number of devices, so that those change nothing about which problems come.
+        train_size=BUNDLED_SIZE,
         evaluation=tuple(map(example, problems(config.eval_examples, "heldout", EVAL_SEED))),
         calibration=tuple(map(example, problems(config.calibration_examples, "train", CALIBRATION_SEED))),
         source="the bundled word problems",

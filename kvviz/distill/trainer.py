@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,6 +121,9 @@ class DistillTrainer(Trainer):
                 if not torch.isnan(mean):
                     logs[name] = float(mean)
             logs["tokens_seen"] = self._tokens_seen
+            logs["cpu_seconds"] = (
+                time.process_time()
+            )  # of rank 0; what a run costs, whatever else the machine does
             self._terms.clear()
         super().log(logs, start_time)
         if self.is_world_process_zero():
