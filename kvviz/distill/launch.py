@@ -126,8 +126,10 @@ def command_lines(config_path: Path | str, *, processes: int = 2, nodes: int = 2
         *("--nnodes", str(nodes), *per_node),
         *("--rdzv-backend", "c10d", "--rdzv-id", "kvviz", "--rdzv-endpoint", "HOST:29500"),
     )
-    slurm = ("--cluster", "slurm", "--nodes", str(nodes), "--tasks-per-node", str(processes))
-    slurm = (*slurm, "--gpus", str(processes), "--partition", "PARTITION", "--time", "01:00:00")
+    slurm = (
+        *("--cluster", "slurm", "--nodes", str(nodes), "--tasks-per-node", str(processes)),
+        *("--gpus", str(processes), "--partition", "PARTITION", "--time", "01:00:00"),
+    )
     return [
         CommandLine("One process", _spelled("kvviz", "distill", config)),
         CommandLine(f"{processes} processes on this host", _spelled("torchrun", *per_node, *module)),

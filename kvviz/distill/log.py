@@ -23,9 +23,9 @@ def log_to(run: Run, *, write: bool = True) -> Iterator[None]:
     logger = logging.getLogger("kvviz")
     level = logger.level
     before = sys.stdout, sys.stderr
-    with run.log_path.open("a", encoding="utf-8", buffering=1) as file:
+    with run.log_path.open("ab", buffering=0) as file:
         if write and not _same(sys.stderr, file):
-            sys.stdout, sys.stderr = _Tee(sys.stdout, file), _Tee(sys.stderr, file)  # type: ignore[assignment]
+            sys.stdout, sys.stderr = _Tee(sys.stdout, file), _Tee(sys.stderr, file)
         handler.setStream(sys.stderr)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -40,25 +40,25 @@ def log_to(run: Run, *, write: bool = True) -> Iterator[None]:
 class _Tee:
     """A standard stream, with a copy of each write. A progress bar that finds out about the terminal finds the terminal."""
 
-    def __init__(self, stream: IO[str], copy: IO[str]) -> None:
+    def __init__(self, stream: IO[str], copy: IO[bytes]) -> None:
         self._stream = stream
         self._copy = copy
 
     def write(self, text: str) -> int:
         if not self._copy.closed:  # Whoever kept this stream may outlive the run.
-            self._copy.write(text)
+            try:
+                self._copy.write(text.encode("utf-8", errors="replace"))
+            except OSError as error:
+                # The copy must not be what ends a run: metrics and checkpoints find the same disk full, and say so.
+                self._copy.close()
+                self._stream.write(f"kvviz: log.txt ends here: {error}\n")
         return self._stream.write(text)
-
-    def flush(self) -> None:
-        if not self._copy.closed:
-            self._copy.flush()
-        self._stream.flush()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
-def _same(stream: IO[str], file: IO[str]) -> bool:
+def _same(stream: IO[str], file: IO[bytes]) -> bool:
     """Whether both write to one file."""
     try:
         return os.path.sameopenfile(stream.fileno(), file.fileno())

@@ -145,7 +145,7 @@ def _parse(path: Path) -> RunState:
 
 
 def write_state(folder: Path, state: RunState) -> None:
-    """Replace status.json. On a full disk the run's small reserve is given up for it.
+    """Replace status.json. On a full disk the run's small reserve is given up for its last words, and only for those.
 
     Raises:
         RunGone: the folder is not there. OSError: it cannot be written.
@@ -155,7 +155,7 @@ def write_state(folder: Path, state: RunState) -> None:
         try:
             _replace(folder / FILE, text)
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in FULL or state.alive:
                 raise
             (folder / RESERVE).unlink(missing_ok=True)
             _replace(folder / FILE, text)

@@ -21,7 +21,7 @@ from kvviz.distill.problems import RunBusy, RunError, RunGone
 from kvviz.distill.process import ProcessMark
 from kvviz.distill.ranks import Ranks
 from kvviz.distill.run import Run
-from kvviz.distill.status import RANK_ERROR, RESERVE, disk_is_full, locked, rank_errors, read_state
+from kvviz.distill.status import RANK_ERROR, disk_is_full, locked, rank_errors, read_state
 from kvviz.errors import ExplainedError
 
 Work = Callable[[Run], Literal["finished", "stopped"]]
@@ -119,18 +119,12 @@ def supervise(run: Run, work: Work, *, uses_device: bool = True) -> int:
 
 def fail(run: Run, error: BaseException) -> None:
     """Write why a run failed into its status, as far as its folder and its disk allow."""
-    full = disk_is_full(error)
-    if full:
-        (run.folder / RESERVE).unlink(missing_ok=True)
-    run.write_status("failed", message=explain(error, run) if full else explain(error))
+    run.write_status("failed", message=explain(error, run))
 
 
-def explain(error: BaseException, run: Run | None = None) -> str:
-    """An error for a person who did not see it happen: what, why and what to do, or the last lines of a foreign error.
-
-    run: of a full disk, which is then named.
-    """
-    if run is not None and disk_is_full(error):
+def explain(error: BaseException, run: Run) -> str:
+    """An error for a person who did not see it happen: what, why and what to do, or the last lines of a foreign error."""
+    if disk_is_full(error):
         last = run.checkpoints()
         kept = f"Checkpoint {last[-1]} is whole" if last else "There is no checkpoint yet"
         return f"The disk is full.\nNothing more can be written to {run.folder}.\n{kept}; free some space, then resume."
@@ -151,7 +145,7 @@ def _follow(run: Run, work: Work, ranks: Ranks) -> int:
     except Exception as error:
         traceback.print_exc()
         path = run.folder / RANK_ERROR.format(ranks.rank)
-        path.write_text(f"Rank {ranks.rank}: {explain(error)}", encoding="utf-8")
+        path.write_text(f"Rank {ranks.rank}: {explain(error, run)}", encoding="utf-8")
         return 1
     return 0
 
@@ -171,9 +165,12 @@ def _report(run: Run, error: BaseException) -> int:
             # A peer that failed is why this rank lost its connection.
             error.add_note("\n".join(errors))
         fail(run, error)
-    except OSError as unwritten:
+    except (OSError, RunGone) as unwritten:
         # Nothing fits on the disk: the exit and the lock the kernel frees tell readers that the run is lost.
-        print(f"kvviz: {explain(error)}\nkvviz: {run.folder} cannot be written: {unwritten}", file=sys.stderr)
+        print(
+            f"kvviz: {explain(error, run)}\nkvviz: {run.folder} cannot be written: {unwritten}",
+            file=sys.stderr,
+        )
         return 1
     _print(error)
     return 1

@@ -43,8 +43,10 @@ def work(run: Run):
             checkpoint(run, step)
         if stopping:
             return "stopped"
-    if rank == 0 and KIND == "rank1":
-        time.sleep(60)  # Until torchrun notices that rank 1 is gone.
+    while rank == 0 and KIND == "rank1":
+        if run.stop_requested():  # torchrun has noticed that rank 1 is gone.
+            return "stopped"
+        time.sleep(PACE)
     return "finished"
 
 

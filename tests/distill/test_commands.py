@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 
+import psutil
 import pytest
 
 import kvviz as package
 from kvviz import cli
 from kvviz.commands.cluster import minutes
 from kvviz.config import ConfigError
+from kvviz.distill import launch
 from kvviz.distill.config import DistillConfig
 from kvviz.distill.run import Run, list_runs
 from tests.distill.conftest import FAKE, HOME, PATIENCE, kill, status, until
@@ -197,19 +199,45 @@ def test_a_rank_that_fails_is_named(root):
     assert "Rank 1: ZeroDivisionError: rank one broke" in run.state().message
 
 
-def test_a_cluster_takes_the_same_run(root):
-    program = [FAKE[0], "-m", FAKE[2]]
-    result = subprocess.run(
-        [*program, "distill", "--set", "steps=3", "--cluster", "local", "--time", "5"],
-        cwd=HOME,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+def test_a_firm_stop_ends_torchrun_with_all_its_ranks(root):
+    torchrun = [FAKE[0], "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", FAKE[2]]
+    environment = {**os.environ, "FAKE": "deaf", "FAKE_PACE": "0.1"}
+    agent = subprocess.Popen([*torchrun, "distill", "--set", "steps=5000"], cwd=HOME, env=environment)
+    (run,) = until(lambda: list_runs(root))
+    status(run, "running")
+    family = psutil.Process(agent.pid).children(recursive=True)
+    assert len(family) >= 2
+    assert launch.stop(run, grace=0.2).status == "stopped"
+    agent.wait(PATIENCE)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+    assert not alive
+
+
+def test_a_cluster_takes_the_same_run_and_it_really_trains(root, tmp_path):
+    small = (
+        "steps=1",
+        "batch_size=2",
+        "eval_every=1",
+        "eval_examples=1",
+        "calibration_examples=10",
+        "max_new_tokens=2",
     )
-    assert result.returncode == 0, result.stderr
-    folder, job = result.stdout.splitlines()
+    settings = [word for setting in small for word in ("--set", setting)]
+    with (tmp_path / "out").open("w+") as out:  # no pipe: the job keeps it open for as long as it runs
+        subprocess.run(
+            [FAKE[0], "-m", "kvviz", "distill", *settings, "--cluster", "local", "--time", "5"],
+            cwd=HOME,
+            stdout=out,
+            timeout=PATIENCE,
+            check=True,
+        )
+        out.seek(0)
+        folder, job = out.read().splitlines()
+    run = Run(folder)
     assert job.startswith("local job ")
-    until(lambda: not Run(folder).state().alive)
+    until(lambda: not run.state().alive, patience=4 * PATIENCE)
+    assert run.state().status == "finished", run.log_tail()
+    assert run.checkpoints() == [1]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("90", 90), ("01:30:00", 90), ("00:00:01", 1)])
