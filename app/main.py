@@ -15,22 +15,35 @@ from app import sidebar, view  # noqa: E402
 
 st.set_page_config(page_title="kvviz", page_icon=str(ROOT / "app" / "icon.png"), layout="wide")
 
-PAGES = [
-    ("overview", "Overview", ":material/dashboard:"),
-    ("layers", "Layers", ":material/layers:"),
-    ("segments", "Segments", ":material/segment:"),
-    ("heads", "Head mixers", ":material/hub:"),
-    ("errors", "K/V errors", ":material/error_med:"),
-    ("attention", "Attention KL", ":material/visibility:"),
-]
+PAGES = {
+    "Inspect": [
+        ("overview", "Overview", ":material/dashboard:"),
+        ("layers", "Layers", ":material/layers:"),
+        ("segments", "Segments", ":material/segment:"),
+        ("heads", "Head mixers", ":material/hub:"),
+        ("errors", "K/V errors", ":material/error_med:"),
+        ("attention", "Attention KL", ":material/visibility:"),
+    ],
+    "Lab": [
+        ("distil", "Distil", ":material/science:"),
+        ("runs", "Runs", ":material/list_alt:"),
+    ],
+}
 
 page = st.navigation(
-    [
-        st.Page(
-            ROOT / "pages" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "overview"
-        )
-        for name, title, icon in PAGES
-    ]
+    {
+        group: [
+            st.Page(
+                ROOT / "pages" / f"{name}.py",
+                title=title,
+                icon=icon,
+                url_path=name,
+                default=name == "overview",
+            )
+            for name, title, icon in pages
+        ]
+        for group, pages in PAGES.items()
+    }
 )
 view.synchronise()
 sidebar.draw()

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import resources
+from app.banner import banner
 from app.reading import what_happens, what_they_read
 from app.selection import strip
 from app.view import View, current, update
+from app.words import explain, plain
 from kvviz import bundled
 from kvviz.align import calibrate
 from kvviz.align.calibrate import CalibrationError, CalibrationTexts
@@ -62,6 +64,7 @@ def open_page(title: str, question: str, nothing_selected: str = "") -> Page:
     """
     heading(title, question)
     view = current()
+    at = banner(view)
     try:
         with st.spinner("Loading the pair and reading the text…", show_time=True):
             teacher, student = resources.pair(view)
@@ -69,11 +72,18 @@ def open_page(title: str, question: str, nothing_selected: str = "") -> Page:
             reading = resources.reading(teacher, student, prompt)
         config = view.alignment
         key = _calibrated(view, reading, teacher, student)
-        if key is None and config.init == "fitted" and config.kv_projection_mode != "identity":
+        if key is None and at is None and config.init == "fitted" and config.kv_projection_mode != "identity":
             # Until the pair is calibrated there is nothing to fit: show the start, and say so above.
             config = config.model_copy(update={"init": "uniform"})
         inspection = resources.inspection(
-            teacher.fingerprint, student.fingerprint, config, key, reading, prompt
+            teacher.fingerprint,
+            student.fingerprint,
+            config,
+            key,
+            None if at is None else at.fingerprint,
+            reading,
+            at,
+            prompt,
         )
         inspection.alignment  # noqa: B018  a configuration that does not fit this pair is explained here, not below
     except ExplainedError as error:
@@ -86,11 +96,6 @@ def open_page(title: str, question: str, nothing_selected: str = "") -> Page:
     page = Page(view, theme(), teacher, student, reading, inspection)
     strip(page, nothing_selected)
     return page
-
-
-def explain(what: str, why: str, do: str) -> None:
-    """An error in place: what happened, why, what to do."""
-    st.error(f"**{plain(what)}**\n\n{plain(why)}\n\n{plain(do)}", icon=":material/error:")
 
 
 def read_prompt(view: View) -> Prompt:
@@ -144,7 +149,7 @@ def _calibrated(view: View, reading: Reading, teacher: LoadedModel, student: Loa
         return key
     slot = st.empty()
     if not view.bundled or st.session_state.get("calibration_cancelled"):
-        asked = _asked(slot)
+        asked = _asked(slot, view)
         if asked is None:
             return None
         texts = asked
@@ -199,11 +204,18 @@ def _calibrated(view: View, reading: Reading, teacher: LoadedModel, student: Loa
     return key
 
 
-def _asked(slot) -> CalibrationTexts | None:
+def _asked(slot, view: View) -> CalibrationTexts | None:
     """Offer to calibrate; the texts to do it on, or None while nobody asked or the texts cannot be used."""
-    with slot.container(border=True):
+    box = (
+        slot.expander("Held-out figures of this checkpoint need a calibration", icon=":material/straighten:")
+        if view.inspects
+        else slot.container(border=True)
+    )
+    with box:
         st.markdown(
-            "**This pair is not calibrated yet.** Until it is, fitted projectors have nothing to be fitted on: "
+            "Both models read the calibration texts, once. The projectors stay the run's: they are only scored."
+            if view.inspects
+            else "**This pair is not calibrated yet.** Until it is, fitted projectors have nothing to be fitted on: "
             "the figures show the uniform start, whose cosine is near 0."
         )
         upload = st.file_uploader(
@@ -238,10 +250,3 @@ def _offer_reset(field: str) -> None:
         st.button(f"Reset: {title}", key="reset", on_click=lambda: update(**changes))
     else:
         st.button("Reset the alignment", key="reset", on_click=lambda: update(**default.model_dump()))
-
-
-def plain(text: str) -> str:
-    """Text as Markdown that shows it as it is: names, prompts and messages are never markup."""
-    return "".join(
-        f"\\{character}" if character in "\\`*_{}[]()<>#+-.!|~$:" else character for character in text
-    )

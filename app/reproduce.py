@@ -14,9 +14,13 @@ def reproduce(page: Page) -> None:
     with st.expander("Reproduce this outside the browser", icon=":material/terminal:"):
         left, right = st.columns(2)
         left.caption("Command")
-        left.code(_command(page), language="bash", wrap_lines=True)
+        if page.view.inspects:
+            left.caption("The command line inspects plain pairs; inside a run, use the Python lines.")
+        else:
+            left.code(_command(page), language="bash", wrap_lines=True)
         right.caption("Python")
-        right.code(_python(page), language="python", wrap_lines=True)
+        lines = _python_inside(page) if page.view.inspects else _python(page)
+        right.code(lines, language="python", wrap_lines=True)
 
 
 def _command(page: Page) -> str:
@@ -45,6 +49,24 @@ def _python(page: Page) -> str:
         f"student = load_model({view.student!r})\n"
         f"prompt = Prompt({prompt.text!r}{student_text})\n"
         f"inspection = inspect(teacher, student, prompt, {config})\n"
+        'print(inspection.errors["k"].total, inspection.errors["v"].total)\n'
+        "print(inspection.attention.mean)\n"
+    )
+
+
+def _python_inside(page: Page) -> str:
+    view, prompt = page.view, page.reading.prompt
+    student_text = "" if prompt.student_text is None else f", student_text={prompt.student_text!r}"
+    return (
+        "from kvviz import AlignmentConfig, Inspection, Prompt, load_model\n"
+        "from kvviz.distill.checkpoint import read_projectors, stage\n"
+        "from kvviz.distill.run import Run, runs_root\n"
+        "from kvviz.inspection import read\n\n"
+        f"at = stage(Run(runs_root() / {view.run!r}), {view.checkpoint})\n"
+        f"teacher, student = load_model({view.teacher!r}), load_model(at.student)\n"
+        f"reading = read(teacher, student, Prompt({prompt.text!r}{student_text}))\n"
+        f"config = AlignmentConfig.parse({view.alignment.differences()!r})\n"
+        "inspection = Inspection(reading, config, projectors=read_projectors(at))\n"
         'print(inspection.errors["k"].total, inspection.errors["v"].total)\n'
         "print(inspection.attention.mean)\n"
     )

@@ -13,6 +13,7 @@ from kvviz.align.alignment import resolve_key_space
 from kvviz.align.calibrate import Calibration, CalibrationTexts
 from kvviz.capture import attention_agreement, capture
 from kvviz.config import AlignmentConfig
+from kvviz.distill.checkpoint import Stage, read_projectors
 from kvviz.inspection import Inspection, Prompt, Reading, with_segments
 from kvviz.pair import LoadedModel, ModelSpec, load_model
 from kvviz.trace import Trace
@@ -112,8 +113,18 @@ def inspection(
     student: str,
     config: AlignmentConfig,
     calibration: str | None,
+    projectors: str | None,
     _read: Reading,
+    _at: Stage | None,
     prompt: Prompt,
 ) -> Inspection:
-    """An inspection and all it has computed so far; equal arguments get the same object back."""
-    return Inspection(_read, config, None if calibration is None else kept_calibration(calibration))
+    """An inspection and all it has computed so far; equal arguments get the same object back.
+
+    projectors: which file of a run `_at` reads them from, and which version of it.
+    """
+    return Inspection(
+        _read,
+        config,
+        None if calibration is None else kept_calibration(calibration),
+        None if _at is None else read_projectors(_at),
+    )

@@ -59,50 +59,61 @@ def _prompt(view: View) -> None:
 
 def _alignment(view: View) -> None:
     st.markdown("#### Alignment")
-    choice("kv_projection_mode")
+    held = view.inspects  # Inside a run its projectors are what they are.
+    if held:
+        st.caption("The projectors are the run's; what made them is shown here.")
+    choice("kv_projection_mode", disabled=held)
     if view.alignment.kv_projection_mode != "identity":
-        choice("init")
+        choice("init", disabled=held)
     if view.alignment.kv_projection_mode == "structured":
-        switch("share_dim_proj")
+        switch("share_dim_proj", disabled=held)
     if view.alignment.kv_projection_mode == "flat":
         # The elastic form has no closed form to fit: it goes with a start, and fitting comes back with the linear one.
         linear = view.alignment.flat_kind == "linear"
-        choice("flat_kind", also={"init": "random" if linear else "fitted"})
+        choice("flat_kind", also={"init": "random" if linear else "fitted"}, disabled=held)
     if view.alignment.kv_projection_mode != "identity":
-        switch("share_layers")
-        switch("offset")
+        switch("share_layers", disabled=held)
+        switch("offset", disabled=held)
     # The edited matrix is made on the Layers page; here it can only be kept or left.
     strategies = ("uniform", "ratio", "skip", "cka") + (("custom",) if view.alignment.layer_matrix else ())
-    dropdown("layer_mapping_strategy", strategies)
+    dropdown("layer_mapping_strategy", strategies, disabled=held)
     with st.expander("Key space, time, attention"):
-        choice("key_space")
+        choice("key_space", disabled=held)
         choice("time_method")
         choice("attention_target")
         if view.alignment.kv_projection_mode != "identity" and view.alignment.init != "fitted":
             st.number_input(
-                "Seed", min_value=0, max_value=2**31 - 1, step=1, **keyed("seed", value_of("seed"), int)
+                "Seed",
+                min_value=0,
+                max_value=2**31 - 1,
+                step=1,
+                disabled=held,
+                **keyed("seed", value_of("seed"), int),
             )
 
 
 def _pair(view: View) -> None:
     st.markdown("#### Pair")
+    held = view.inspects
     for role in ("teacher", "student"):
-        with st.expander(f"{role.capitalize()}", expanded=not view.bundled):
+        with st.expander(f"{role.capitalize()}", expanded=not view.bundled and not held):
             st.text_input(
                 f"{role.capitalize()}: Hugging Face id or folder",
                 max_chars=500,
                 help="Only safetensors are loaded, and no code that comes with a model is ever run.",
+                disabled=held,
                 **keyed(role, getattr(view, role), str),
             )
             st.text_input(
                 "Revision",
                 max_chars=200,
                 placeholder="main",
+                disabled=held,
                 **keyed(f"{role}_revision", getattr(view, f"{role}_revision"), str),
             )
             dropdown(f"{role}_dtype", label="Dtype (auto: bfloat16 on a GPU, float32 on a CPU)")
             dropdown(f"{role}_device", label="Device (auto: cuda, mps, cpu)")
-    if not view.bundled:
+    if not view.bundled and not held:
         st.button("Back to the bundled pair", on_click=_bundled_pair, width="stretch")
 
 

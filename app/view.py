@@ -12,15 +12,22 @@ from typing import Any, Literal
 import streamlit as st
 from pydantic import BaseModel, ConfigDict, Field
 
+from app import looking
+from app.recipe import PREFIX, Recipe
 from kvviz.align.aligner import Part
 from kvviz.config import AlignmentConfig, ConfigError, tolerant
+from kvviz.distill.run import Run, runs_root
 from kvviz.figures.canvas import Bend
 from kvviz.figures.labels import visible
+from kvviz.figures.runs import Compared
 from kvviz.pair import Device, Dtype, ModelSpec
 
 SPELLED_LIMIT = 4000  # Characters of a text that still fit into an address people can send around.
 Metric = Literal["relative_error", "cosine", "r2", "norm_ratio"]
 Side = Literal["teacher", "student"]
+# Names of runs are names of folders: none that leads elsewhere, none that is hidden.
+RUN = r"^([^./\\\x00-\x1f][^/\\\x00-\x1f]*)?$"
+RUNS = r"^([^./\\\x00-\x1f][^/\\\x00-\x1f]*(/[^./\\\x00-\x1f][^/\\\x00-\x1f]*)*)?$"
 
 
 class View(BaseModel):
@@ -60,10 +67,20 @@ class View(BaseModel):
     segment_side: Side = "teacher"
     segment: int = Field(0, ge=0)
 
+    run: str = Field("", max_length=255, pattern=RUN)  # the run that is watched, or looked inside
+    checkpoint: int | None = Field(None, ge=0)  # None: the plain pair; 0: the run's start
+    runs: str = Field("", max_length=4000, pattern=RUNS)  # those compared, "/" between them
+    compare: Compared = "accuracy"
+    moment: int | None = Field(None, ge=0)  # of the run's timeline; None: its end
+
     alignment: AlignmentConfig = AlignmentConfig()
+    distill: Recipe = Recipe()
 
     def spec(self, role: Literal["teacher", "student"]) -> ModelSpec:
-        """Which model a side loads."""
+        """Which model a side loads; looking inside a run, its checkpoint."""
+        if role == "student" and self.inspects and self.checkpoint:
+            folder = Run(runs_root() / self.run).checkpoint(self.checkpoint)
+            return ModelSpec(path=str(folder), dtype=self.student_dtype, device=self.student_device)
         return ModelSpec(
             path=getattr(self, role).strip(),
             revision=getattr(self, f"{role}_revision").strip() or None,
@@ -72,15 +89,27 @@ class View(BaseModel):
         )
 
     @property
+    def inspects(self) -> bool:
+        """Whether the inspection pages look inside a run."""
+        return bool(self.run) and self.checkpoint is not None
+
+    @property
     def bundled(self) -> bool:
-        return self.teacher == "bundled:teacher" and self.student == "bundled:student"
+        return not self.inspects and self.teacher == "bundled:teacher" and self.student == "bundled:student"
 
     def to_query(self) -> dict[str, str]:
         """The address bar's spelling: what differs from the default. Texts over SPELLED_LIMIT stay in the session."""
-        values = self.model_dump(exclude={"alignment"}, exclude_defaults=True)
-        return {
+        values = self.model_dump(exclude={"alignment", "distill"}, exclude_defaults=True)
+        query = {
             name: str(value) for name, value in values.items() if len(str(value)) <= SPELLED_LIMIT
         } | self.alignment.to_query()
+        if self.inspects:  # The run says the rest.
+            query = {
+                name: value
+                for name, value in query.items()
+                if name not in looking.DECIDED and name not in looking.PAIR
+            }
+        return query | self.distill.to_query()
 
     def unspelled(self) -> list[str]:
         """Texts, and segments drawn on them, that are too long for the address bar."""
@@ -90,13 +119,14 @@ class View(BaseModel):
     @classmethod
     def from_query(cls, query: Mapping[str, str]) -> tuple[View, list[str]]:
         """Read an address; each field that makes no sense falls back to its default and is named."""
-        fields = set(cls.model_fields) - {"alignment"}
+        fields = set(cls.model_fields) - {"alignment", "distill"}
         alignment, ignored = AlignmentConfig.from_query(query)
         view, more = tolerant(cls, {name: query[name] for name in fields if name in query})
         known = fields | set(AlignmentConfig.model_fields) | {"init_uniform"}
-        unknown = [name for name in query if name not in known and not name.startswith("loss.")]
-        ignored += more + [f"{visible(name, 60)}: unknown" for name in unknown]
-        return view.model_copy(update={"alignment": alignment}), ignored
+        unknown = [name for name in query if name not in known and not name.startswith(("loss.", PREFIX))]
+        recipe, wrong = Recipe.read_query(query)
+        ignored += more + wrong + [f"{visible(name, 60)}: unknown" for name in unknown]
+        return view.model_copy(update={"alignment": alignment, "distill": recipe}), ignored
 
 
 def current() -> View:
@@ -111,6 +141,14 @@ def update(**changes: Any) -> None:
     """
     view = current()
     st.session_state["ignored"] = []
+    if view.inspects and (held := sorted((looking.DECIDED | looking.PAIR) & set(changes))):
+        named = ", ".join(
+            AlignmentConfig.model_fields[name].title or name for name in held if name in looking.DECIDED
+        )
+        st.session_state["ignored"] = [
+            f"{named or 'The pair'}: decided by run {view.run}; go back to the plain pair to change it."
+        ]
+        return
     alignment = {name: value for name, value in changes.items() if name in AlignmentConfig.model_fields}
     if alignment:
         changes = {name: value for name, value in changes.items() if name not in alignment}
@@ -137,6 +175,7 @@ def synchronise() -> list[str]:
             # An address cannot hold a long text: going back in the browser must not lose it.
             view = view.model_copy(update={name: getattr(before, name) for name in before.unspelled()})
         st.session_state["view"] = view
+    st.session_state["view"] = looking.agreed(current())
     query = current().to_query()
     if query != address:
         st.query_params.from_dict(query)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -21,10 +21,11 @@ from kvviz.align.alignment import (
     resolve_warp,
 )
 from kvviz.align.calibrate import Calibration, CalibrationTexts
-from kvviz.align.fit import FitReport
+from kvviz.align.fit import FitReport, score_projector
+from kvviz.align.flat import FlatProjector
 from kvviz.align.warp import Warp
 from kvviz.capture import capture
-from kvviz.config import AlignmentConfig
+from kvviz.config import AlignmentConfig, ConfigError
 from kvviz.diagnostics.attention import AttentionDifference, attention_difference
 from kvviz.diagnostics.errors import HeadErrors, head_errors
 from kvviz.geometry import Geometry
@@ -116,11 +117,14 @@ class Inspection:
     """Everything the pages and `kvviz profile` show. Nothing is computed before it is read.
 
     calibration: what fitted projectors and held-out scores need; None where the pair is not calibrated.
+    projectors: weights that stand in for what the configuration would make, by name (`k.head_mixer`, …) and with the layer
+    map they belong to as `layer_matrix`: those of a distillation run.
     """
 
     reading: Reading
     config: AlignmentConfig
     calibration: Calibration | None = None
+    projectors: Mapping[str, Tensor] | None = None
 
     @property
     def teacher(self) -> Geometry:
@@ -153,6 +157,8 @@ class Inspection:
 
     @cached_property
     def layer_matrix(self) -> Tensor:
+        if self.projectors is not None and LAYER_MATRIX in self.projectors:
+            return _fitting(self.projectors[LAYER_MATRIX].float(), self.teacher, self.student)
         needs_text = self.config.layer_mapping_strategy == "cka"
         return resolve_layer_map(
             self.config, self.teacher, self.student, self.similarity if needs_text else None
@@ -160,8 +166,30 @@ class Inspection:
 
     @cached_property
     def made(self) -> tuple[MapProjectionAligner, FitReport | None]:
+        if self.projectors is not None:
+            return self._loaded(self.projectors)
         return _made(
             self.calibration, self.teacher, self.student, _fit_fields(self.config), _rows(self.layer_matrix)
+        )
+
+    def _loaded(self, weights: Mapping[str, Tensor]) -> tuple[MapProjectionAligner, FitReport | None]:
+        """The configuration's projectors with these weights, scored where there is a calibration."""
+        aligner = MapProjectionAligner.from_config(
+            self.teacher, self.student, self.config, layer_matrix=self.layer_matrix
+        )
+        try:
+            aligner.projectors.load_state_dict(
+                {name: value for name, value in weights.items() if name != LAYER_MATRIX}
+            )
+        except RuntimeError as error:
+            raise ConfigError("projectors: the run's do not fit this pair and configuration") from error
+        aligner.requires_grad_(False)
+        linear = all(_is_linear(aligner, part) for part in PARTS)
+        if self.calibration is None or not linear:
+            return aligner, None
+        moments = self.calibration.under(self.layer_matrix)
+        return aligner, FitReport(
+            {part: score_projector(aligner.projector(part), moments[part].report) for part in PARTS}, {}
         )
 
     @property
@@ -217,12 +245,27 @@ class Inspection:
         )[1]
 
 
+LAYER_MATRIX = "layer_matrix"
 FIT_FIELDS = ("kv_projection_mode", "init", "share_dim_proj", "share_layers", "offset", "flat_kind", "seed")
 
 
 def _fit_fields(config: AlignmentConfig) -> AlignmentConfig:
     """Only what the projectors depend on, so that moving a time slider does not fit them again."""
     return AlignmentConfig(**config.model_dump(include=set(FIT_FIELDS)))
+
+
+def _is_linear(aligner: MapProjectionAligner, part: Part) -> bool:
+    projector = aligner.projector(part)
+    return not (isinstance(projector, FlatProjector) and projector.projector.kind == "elastic")
+
+
+def _fitting(matrix: Tensor, teacher: Geometry, student: Geometry) -> Tensor:
+    """A layer map that comes from a file, if it is one of this pair."""
+    if matrix.shape != (student.layers, teacher.layers):
+        raise ConfigError(
+            f"projectors: their layer map {list(matrix.shape)} is not of this pair, {[student.layers, teacher.layers]}"
+        )
+    return matrix
 
 
 def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:

@@ -139,8 +139,28 @@ PANELS: tuple[Panel, ...] = (
 )
 BY_KEY = {panel.key: panel for panel in PANELS}
 
-# What several runs can be compared by: one curve each.
-COMPARED: dict[str, tuple[str, str, tuple[str, str] | None]] = {
+Compared = Literal[
+    "accuracy",
+    "loss",
+    "eval_loss",
+    "ce_loss",
+    "eval_ce_loss",
+    "kd_loss",
+    "k_loss",
+    "eval_k_loss",
+    "v_loss",
+    "eval_v_loss",
+    "attn_loss",
+    "eval_attn_loss",
+    "k_r2",
+    "v_r2",
+    "k_spread",
+    "v_spread",
+    "learning_rate",
+    "grad_norm",
+]
+# What several runs can be compared by, one curve each: its name, its unit, the metrics of its interval.
+COMPARED: dict[Compared, tuple[str, str, tuple[str, str] | None]] = {
     "accuracy": ("Exact match, held-out", "share right", ("accuracy_low", "accuracy_high")),
     "loss": ("Total loss, training", "weighted sum", None),
     "eval_loss": ("Total loss, held-out", "weighted sum", None),
@@ -169,9 +189,7 @@ def panel_chart(
     colors = {"training": theme.teacher, "held-out": theme.student, "k": theme.key, "v": theme.value}
     series = {curve.name: points(rows, curve.metric, curve.band) for curve in panel.curves}
     halves = {
-        name: float(found["value"].iloc[0]) / 2
-        for name, found in series.items()
-        if panel.half and len(found)
+        name: float(found["value"].iloc[0]) / 2 for name, found in series.items() if panel.half and len(found)
     }
     return _chart(
         series,
@@ -189,7 +207,7 @@ def panel_chart(
 
 
 def overlay(
-    runs: Mapping[str, Sequence[Row]], metric: str, steps: int, *, theme: Theme, height: int = 340
+    runs: Mapping[str, Sequence[Row]], metric: Compared, steps: int, *, theme: Theme, height: int = 340
 ) -> alt.LayerChart:
     """One metric of `COMPARED` of several runs, by name, on one axis of steps; a colour a run, in the order given."""
     _, unit, band = COMPARED[metric]
