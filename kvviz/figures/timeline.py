@@ -51,7 +51,9 @@ def error_at(
 ) -> go.Figure:
     """A measure [L_s, H_s] of `part` ("k", "v") at one step. whole: all values it ever took, which the colours span."""
     kind = METRICS[metric]
-    return _map(values, whole, f"{part.upper()} {kind.unit}", "KV head", theme, kind.scale, kind.center, width)
+    return _map(
+        values, whole, f"{part.upper()} {kind.unit}", "KV head", theme, kind.scale, kind.center, width
+    )
 
 
 def attention_at(values: np.ndarray, whole: np.ndarray, *, theme: Theme, width: int = WIDTH) -> go.Figure:
