@@ -114,16 +114,16 @@ def test_a_folder_that_is_a_run_is_refused_and_resume_is_named(kvviz, tmp_path):
 
 
 def test_resume_goes_on_in_the_foreground(kvviz, start):
-    run = start(pace=0.05, steps=20)
+    run = start(pace=0.5, steps=100)
     until(lambda: run.checkpoints())
     refused = kvviz("resume", run.folder)
     assert refused.returncode == 2
     assert "lives" in refused.stderr
     kill(run)
-    result = kvviz("resume", run.folder)
+    result = kvviz("resume", run.folder, FAKE_PACE="0")
     assert result.returncode == 0, result.stderr
     assert run.state().status == "finished"
-    assert [row["step"] for row in run.metrics()] == list(range(1, 21))
+    assert [row["step"] for row in run.metrics()] == list(range(1, 101))
     assert "finished" in kvviz("resume", run.folder).stderr
 
 

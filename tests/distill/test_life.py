@@ -1,5 +1,6 @@
 """A run's life in real processes: launched, killed, resumed, stopped politely and firmly, failed, deleted."""
 
+import json
 import os
 import shutil
 import signal
@@ -43,32 +44,34 @@ def test_it_runs_in_a_session_of_its_own(start):
     assert os.getsid(state.pid) == state.pid != os.getsid(0)
 
 
-def test_killed_it_is_lost_and_goes_on_from_its_checkpoint_losing_no_metric(start):
-    run = start(pace=0.03, steps=40)
+def test_killed_it_is_lost_and_goes_on_from_its_checkpoint_losing_no_metric(start, monkeypatch):
+    run = start(pace=0.2, steps=40)
     until(lambda: len(run.metrics()) >= 7)
     kill(run)
     assert run.state().status == "lost"
     written = (run.folder / "metrics.jsonl").read_text()
     before = steps(run)
     checkpoint = run.checkpoints()[-1]
+    monkeypatch.setenv("FAKE_PACE", "0")
     launch.resume(run)
     assert status(run, "finished").step == 40
     assert (run.folder / "metrics.jsonl").read_text().startswith(written)
     assert steps(run) == list(range(1, 41))
-    again = [row["step"] for row in map(__import__("json").loads, (run.folder / "metrics.jsonl").open())]
+    again = [row["step"] for row in map(json.loads, (run.folder / "metrics.jsonl").open())]
     assert again == before + list(range(checkpoint + 1, 41))
 
 
-def test_a_polite_stop_ends_with_a_checkpoint_and_resumes(start):
-    run = start(pace=0.05, steps=30)
+def test_a_polite_stop_ends_with_a_checkpoint_and_resumes(start, monkeypatch):
+    run = start(pace=0.1, steps=300)
     until(lambda: run.metrics())
     state = launch.stop(run)
     assert state.status == "stopped"
-    assert run.checkpoints()[-1] == state.step == steps(run)[-1] < 30
+    assert run.checkpoints()[-1] == state.step == steps(run)[-1] < 300
     assert f"step {state.step}" in state.message
     assert launch.stop(run) == state
+    monkeypatch.setenv("FAKE_PACE", "0")
     launch.resume(run)
-    assert status(run, "finished").step == 30
+    assert status(run, "finished").step == 300
 
 
 def test_a_firm_stop_ends_what_heeds_nothing(start):
