@@ -37,10 +37,10 @@ def banner(view: View) -> Stage | None:
     there = stages(at.run)
     place = there.index(at.step)
     with st.container(border=True):
-        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="small"):
             st.markdown(
                 f":material/science: **Inside run {plain(at.run.name)}, {_named(at.step)}** of {at.run.config.steps}. "
-                "Student and projectors are the run's.",
+                "Student and projectors are its own.",
                 width="stretch",
                 help="The pair and the projector controls of the sidebar show what the run was made with; they are free again "
                 "on the plain pair. Text, time and attention can be changed.",

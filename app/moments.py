@@ -22,6 +22,7 @@ from kvviz.geometry import Geometry, Part
 from kvviz.locate import locate
 
 PARTS: tuple[Part, ...] = ("k", "v", "q")
+FEW_LAYERS = 8
 NAMES = {"relative_error": "Relative error", "cosine": "Cosine", "r2": "R²", "norm_ratio": "Norm ratio"}
 
 
@@ -33,8 +34,8 @@ def timeline(run: Run) -> None:
     except RunGone as error:
         explain(error.what, error.why, error.do)
         return
-    except ConfigError as error:
-        explain("The timeline cannot be drawn.", str(error), "Mend the run's config.yaml.")
+    except ConfigError:
+        st.caption("The timeline cannot be drawn while the run's configuration, below, cannot be used.")
         return
     if found.unreadable:
         st.caption(f"Snapshots left out, unreadable: steps {', '.join(map(str, found.unreadable))}.")
@@ -42,12 +43,12 @@ def timeline(run: Run) -> None:
         st.info("A snapshot is kept at every log; there is none yet.", icon=":material/photo_camera:")
         return
     index = _moment(found)
+    part, layer = _controls(found, index)
     left, right = st.columns(2)
     with left:
-        _mixer(found, config, index)
+        _mixer(found, config, index, part, layer)
     with right:
         _attention(found, index)
-    _measure()
     for column, part in zip(st.columns(2), ("k", "v"), strict=True):
         with column:
             _errors(found, index, part)
@@ -78,24 +79,35 @@ def _moment(found: Timeline) -> int:
     return index
 
 
-def _mixer(found: Timeline, config: DistillConfig, index: int) -> None:
-    part, whole = current().part, found.map("k.relative_error", index)
-    kl = found.map("attention_kl", index)
+def _controls(found: Timeline, index: int) -> tuple[Part, int]:
+    """What is looked at: the mixer of which part, at which student layer; by which measure errors are told."""
+    whole = found.map("attention_kl", index)
+    layers = 1 if whole is None else len(whole)
+    layer = min(current().layer, layers - 1)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.segmented_control(
             "Head mixer of",
             PARTS,
             format_func=str.upper,
-            **keyed("part", part, place="timeline.", also={"head": None, "token": None}),
+            **keyed("part", current().part, place="timeline.", also={"head": None, "token": None}),
         )
-        layers = len(whole) if whole is not None else 1
-        layer = min(current().layer, layers - 1)
-        if layers > 1:
-            st.segmented_control(
-                "Student layer", range(layers), **keyed("layer", layer, place="timeline.")
-            ) if layers <= 8 else st.slider(
-                "Student layer", 0, layers - 1, **keyed("layer", layer, place="timeline.")
-            )
+        shown = keyed("layer", layer, place="timeline.")
+        if layers > FEW_LAYERS:
+            st.slider("at student layer", 0, layers - 1, width=260, **shown)
+        elif layers > 1:
+            st.segmented_control("at student layer", range(layers), **shown)
+        st.segmented_control(
+            "Measure of K and V",
+            get_args(Metric),
+            format_func=NAMES.__getitem__,
+            **keyed("metric", current().metric, place="timeline."),
+        )
+    return current().part, layer
+
+
+def _mixer(found: Timeline, config: DistillConfig, index: int, part: Part, layer: int) -> None:
+    whole, kl = found.map("k.relative_error", index), found.map("attention_kl", index)
+    st.markdown(f"**Head mixer of {part.upper()}**, student layer {layer}")
     kept = found.mixer_step(index)
     if kept is None or whole is None or kl is None:
         st.info("No projectors were kept up to this step.", icon=":material/info:")
@@ -128,15 +140,6 @@ def _attention(found: Timeline, index: int) -> None:
     )
     if values is not None:
         chart(figures.attention_at(values, found.all_of("attention_kl"), theme=theme()), "timeline.attention")
-
-
-def _measure() -> None:
-    st.segmented_control(
-        "Measure of K and V",
-        get_args(Metric),
-        format_func=NAMES.__getitem__,
-        **keyed("metric", current().metric, place="timeline."),
-    )
 
 
 def _errors(found: Timeline, index: int, part: str) -> None:

@@ -66,13 +66,12 @@ def table(found: Sequence[Entry]) -> pd.DataFrame:
             {
                 "Status": MARKS[entry.state.status],
                 "Run": entry.run.name,
-                "Age": age(entry.state.created),
-                "Progress": entry.state.step / entry.state.steps if entry.state.steps else 0.0,
-                "Step": f"{entry.state.step:,} / {entry.state.steps:,}",
-                "Loss": last(entry.rows, "loss"),
-                "Held-out loss": last(entry.rows, "eval_loss"),
-                "Exact match": _accuracy(entry.rows),
                 "Differs from the default in": spelled(entry.differences),
+                "Step": f"{entry.state.step:,} / {entry.state.steps:,}",
+                "Exact match": _accuracy(entry.rows),
+                "Loss": last(entry.rows, "loss"),
+                "Held-out": last(entry.rows, "eval_loss"),
+                "Age": age(entry.state.created),
                 "Note": entry.state.message.splitlines()[0][:NOTE] if entry.state.message else "",
             }
             for entry in found

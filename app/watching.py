@@ -25,6 +25,7 @@ from kvviz.figures.runs import BY_KEY, PANELS, Panel, panel_chart
 TICK_SECONDS = 0.7
 PATIENCE_SECONDS = 8.0  # A stop that takes longer than this can be made firm.
 COLUMNS = 3
+BOX_HEIGHT = 136  # Of a figure with a line below it: the line comes later.
 ICONS = {
     "queued": ":material/hourglass_top:",
     "starting": ":material/rocket_launch:",
@@ -189,31 +190,25 @@ def _progress(run: Run, state: RunState, rows: Sequence[Mapping[str, Any]]) -> N
     accuracy = _latest(rows, "accuracy")
     # Boxes that are there from the first moment, empty or not: nothing moves when their figures come.
     step, time_left, speed, right = st.columns(4)
+    box: dict[str, Any] = {"border": True, "height": BOX_HEIGHT, "delta_color": "off", "delta_arrow": "off"}
     step.metric(
         "Seconds a step",
         "–" if known.seconds_step is None else f"{known.seconds_step:.3g}",
-        border=True,
-        help="Evaluations included.",
+        help="Of the last logs, evaluations included.",
+        **box,
     )
     time_left.metric(
-        "Time left",
-        "–" if left is None else duration(left),
-        border=True,
-        help="At the pace of the last logs.",
+        "Time left", "–" if left is None else duration(left), help="At the pace of the last logs.", **box
     )
-    speed.metric(
-        "Tokens a second", _tokens(known), border=True, help="Of texts trained on, padding left out."
-    )
+    speed.metric("Tokens a second", _tokens(known), help="Of texts trained on, padding left out.", **box)
     right.metric(
         "Exact match",
         "–" if accuracy is None else f"{accuracy['accuracy']:.0%}",
         ""
         if accuracy is None
-        else f"{accuracy.get('accuracy_low', 0):.0%} to {accuracy.get('accuracy_high', 1):.0%}",
-        delta_color="off",
-        delta_arrow="off",
-        border=True,
+        else f"{accuracy.get('accuracy_low', 0):.0%} to {accuracy.get('accuracy_high', 1):.0%} at step {accuracy['step']:,}",
         help="Of held-out problems at the last evaluation, with Wilson's 95% interval.",
+        **box,
     )
 
 

@@ -99,7 +99,7 @@ def _fields(wrong: dict[str, str]) -> None:
             field(name, wrong)
     if "loss_config" in wrong:
         st.caption(f":red[:material/error: {plain(wrong['loss_config'])}]")
-    for column, name in zip(st.columns(len(COURSE)), COURSE, strict=True):
+    for column, name in zip(st.columns(len(COURSE), vertical_alignment="bottom"), COURSE, strict=True):
         with column:
             field(name, wrong)
     aligner, _ = st.columns([1, 2])

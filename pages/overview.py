@@ -20,6 +20,8 @@ from kvviz.figures.overview import headline
 
 SHOWN: tuple[Part, ...] = ("k", "v")
 
+INSIDE = "the run's"  # Projectors of the run that is looked inside.
+
 
 def draw() -> None:
     page = open_page(
@@ -148,7 +150,12 @@ def _held_out(page: Page) -> None:
         report = page.inspection.held_out(**({"share_layers": False} | changes))
         for part in PARTS:
             values[part.upper()][arm] = math.nan if report is None else report.scores[part].total_r2
-    chart(headline(values, theme=page.theme, chosen=_chosen(page)), "held-out")
+    own = page.inspection.fit_report if page.view.inspects else None
+    if own is not None:
+        for part in PARTS:
+            values[part.upper()] = {INSIDE: own.scores[part].total_r2} | values[part.upper()]
+    chosen = INSIDE if own is not None else None if page.view.inspects else _chosen(page)
+    chart(headline(values, theme=page.theme, chosen=chosen), "held-out")
     st.caption(
         "R² = 1 − residual / variance, all layers and heads; 1 is perfect, 0 is no better than the student's mean, below 0 is "
         "worse than that. Each map is fitted on one set of texts, its regulariser chosen on a second, this figure read on a third."

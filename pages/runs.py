@@ -86,12 +86,13 @@ def _table(found: list[Entry]) -> None:
         selection_default={"selection": {"rows": rows, "columns": [], "cells": []}},
         hide_index=True,
         column_config={
-            "Progress": st.column_config.ProgressColumn(
-                min_value=0.0, max_value=1.0, format="percent", width="small"
+            "Differs from the default in": st.column_config.TextColumn(width=230),
+            "Loss": st.column_config.NumberColumn(format="%.4g", width=70),
+            "Held-out": st.column_config.NumberColumn(
+                format="%.4g", width=80, help="The loss on held-out examples"
             ),
-            "Loss": st.column_config.NumberColumn(format="%.4g", width="small"),
-            "Held-out loss": st.column_config.NumberColumn(format="%.4g", width="small"),
         },
+        placeholder="–",
     )
 
 
@@ -135,10 +136,17 @@ def _chosen(found: list[Run]) -> Run | None:
         "Run",
         names,
         **keyed(
-            "run", view.run if view.run in names else names[0], also={"checkpoint": None, "moment": None}
+            "run",
+            view.run if view.run in names else _default(names),
+            also={"checkpoint": None, "moment": None},
         ),
     )
     return found[names.index(st.session_state["control.run"])]
+
+
+def _default(names: list[str]) -> str:
+    """Of the runs compared the newest, else of all."""
+    return next((name for name in names if name in current().runs.split("/")), names[0])
 
 
 def _one(run: Run) -> None:

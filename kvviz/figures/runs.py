@@ -21,6 +21,7 @@ Role = Literal["training", "held-out", "k", "v"]
 
 HEIGHT = 190
 MOST_POINTS = 600  # of one curve: more than a chart has pixels
+MOST_DOTS = 40  # of one curve: more of them hide it
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,10 @@ def _chart(
     banded: bool = False,
     always_legend: bool = False,
 ) -> alt.LayerChart:
-    kinds = [found.assign(name=name, kind="point") for name, found in series.items()]
+    kinds = [
+        found.assign(name=name, kind="dot" if len(found) <= MOST_DOTS else "point")
+        for name, found in series.items()
+    ]
     for name, level in (levels or {}).items():
         kinds.append(pd.DataFrame({"value": [level], "name": [name], "kind": ["level"]}))
     data = pd.concat(kinds) if kinds else pd.DataFrame()
@@ -290,7 +294,7 @@ def _chart(
             alt.Tooltip("high:Q", title="to", format=percent),
         ]
     base = alt.Chart(data)
-    drawn = base.transform_filter("datum.kind === 'point'")
+    drawn = base.transform_filter("datum.kind !== 'level'")
     layers: list[alt.Chart] = []
     if banded:
         layers.append(
@@ -312,7 +316,9 @@ def _chart(
     layers += [
         drawn.mark_line(strokeWidth=2, clip=True).encode(x=x, y=y, color=color),
         # Dots where there are few points; unseen and larger ones, to hover over, everywhere.
-        drawn.mark_circle(size=22, opacity=1, clip=True).encode(x=x, y=y, color=color),
+        base.transform_filter("datum.kind === 'dot'")
+        .mark_circle(size=24, opacity=1, clip=True)
+        .encode(x=x, y=y, color=color),
         drawn.mark_circle(size=160, opacity=0, clip=True).encode(x=x, y=y, color=color, tooltip=tips),
     ]
     return themed(alt.layer(*layers).properties(height=height), theme)
@@ -335,7 +341,12 @@ def themed(chart: alt.LayerChart, theme: Theme) -> alt.LayerChart:
             titlePadding=6,
         )
         .configure_legend(
-            labelColor=theme.text, labelFontSize=11, symbolType="stroke", symbolStrokeWidth=3, labelLimit=420
+            labelColor=theme.text,
+            labelFontSize=11,
+            symbolType="stroke",
+            symbolStrokeWidth=3,
+            symbolOpacity=1,
+            labelLimit=420,
         )
     )
 

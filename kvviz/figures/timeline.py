@@ -35,6 +35,7 @@ def mixer_at(
         theme=theme,
         scale="diverging" if signed else "sequential",
         spanned=whole,
+        clip=False,
         width=width,
         height=height,
     )
@@ -80,5 +81,6 @@ def _map(
         scale=scale,
         center=center,
         spanned=whole,
+        clip=False,
         width=width,
     )
