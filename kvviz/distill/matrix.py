@@ -117,7 +117,7 @@ def list_matrices(root: Path | None = None) -> list[Matrix]:
     return [Matrix(folder) for folder in sorted(folders, key=lambda f: f.stat().st_ctime, reverse=True)]
 
 
-def make(matrix: Matrix, changed: Callable[[], None]) -> Literal["finished", "stopped"]:
+def make(matrix: Matrix, changed: Callable[[], object]) -> Literal["finished", "stopped"]:
     """Make the runs that are not finished, as many at once as the setting allows; `changed` is called when one ended.
 
     A run that fails does not keep the others from being made. A stop request is passed on to the runs that live.

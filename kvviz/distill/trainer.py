@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from kvviz.distill.config import DistillConfig
 from kvviz.distill.data import Data, Example
@@ -62,6 +62,8 @@ class DistillTrainer(Trainer):
         folder: where checkpoints go. record: what is written down on the way, by rank 0 alone.
     """
 
+    control: TrainerControl
+
     def __init__(
         self,
         prepared: Prepared,
@@ -78,7 +80,7 @@ class DistillTrainer(Trainer):
             args=arguments(prepared.config, folder, prepared.student.device),
             data_collator=prepared.collator,
             train_dataset=Examples(prepared.data),
-            eval_dataset=list(prepared.data.evaluation),  # type: ignore[arg-type]
+            eval_dataset=list(prepared.data.evaluation),
             callbacks=callbacks,
         )
         # Losses are means already: the Trainer divides them by the number of accumulated batches.
