@@ -17,6 +17,7 @@ from kvviz.distill.arms import ARMS, BASELINE, ZERO
 from kvviz.distill.matrix import Cell, Matrix
 
 DRAWS = 10_000
+AT_ONCE = 1_000  # of the draws, so that their weights stay small
 MEASURES = {
     "eval_ce_loss": "held-out CE, nats a token",
     "eval_k_loss": "K error, 1 − cosine",
@@ -75,45 +76,64 @@ class Table:
     machine: str = field(default_factory=lambda: machine())
 
 
-Solved = dict[int, np.ndarray]  # seed → bool [problem], at the end of the run
+Problem = tuple[
+    int, str
+]  # its number and its text: where the data changed between two runs, only what is the same is compared
+Solved = dict[int, dict[Problem, bool]]  # by seed: whether each problem was solved at the end of the run
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left behind."""
+
+    cell: Cell
+    lines: list[dict[str, Any]]
+    solved: dict[Problem, bool]
 
 
 def table(matrix: Matrix) -> Table:
-    """Read what is there so far. A run counts once it is finished."""
-    cells = matrix.cells()
+    """Read what is there so far. A run counts once it is finished; one whose files cannot be read counts as unreadable."""
     states: dict[str, int] = {}
-    finished: dict[str, list[Cell]] = {arm: [] for arm in matrix.config.arms}
-    for cell in cells:
+    finished: dict[str, list[Result]] = {arm: [] for arm in matrix.config.arms}
+    for cell in matrix.cells():
         state = cell.state
-        status = "not begun" if state is None else state.status
-        states[status] = states.get(status, 0) + 1
+        status: str = "not begun" if state is None else state.status
         if status == "finished":
-            finished[cell.arm].append(cell)
-    solved = {arm: _solved(found) for arm, found in finished.items()}
+            result = _result(cell)
+            if result is None:
+                status = "unreadable"
+            else:
+                finished[cell.arm].append(result)
+        states[status] = states.get(status, 0) + 1
+    solved = {
+        arm: {result.cell.seed: result.solved for result in found if result.solved}
+        for arm, found in finished.items()
+    }
     rows = [_row(arm, found, solved) for arm, found in finished.items()]
     return Table(matrix.name, rows, states)
 
 
-def _solved(cells: Sequence[Cell]) -> Solved:
-    found: Solved = {}
-    for cell in cells:
+def _result(cell: Cell) -> Result | None:
+    try:
+        lines = cell.run.metrics()
         steps = answered_steps(cell.run)
-        if steps:
-            last = read_answers(cell.run, steps[-1])
-            found[cell.seed] = np.array([bool(answer["correct"]) for answer in last])
-    return found
+        last = read_answers(cell.run, steps[-1]) if steps else []
+        solved = {(answer["index"], answer["prompt"]): bool(answer["correct"]) for answer in last}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Result(cell, lines, solved) if lines else None
 
 
-def _row(arm: str, cells: Sequence[Cell], solved: Mapping[str, Solved]) -> Row:
+def _row(arm: str, results: Sequence[Result], solved: Mapping[str, Solved]) -> Row:
     last: list[dict[str, Any]] = []
     seconds: list[float] = []
     cpu: list[float] = []
     starts: list[float] = []
-    for cell in cells:
-        lines = cell.run.metrics()
+    for result in results:
+        lines = result.lines
         merged: dict[str, Any] = {}
         for line in lines:
-            merged |= line
+            merged |= {name: value for name, value in line.items() if value is not None}
         last.append(merged)
         seconds.append(lines[-1]["time"] - lines[0]["time"])
         cpu.append(_spent([line["cpu_seconds"] for line in lines if "cpu_seconds" in line]))
@@ -128,13 +148,13 @@ def _row(arm: str, cells: Sequence[Cell], solved: Mapping[str, Solved]) -> Row:
     return Row(
         arm=arm,
         title=ARMS[arm].title,
-        seeds=tuple(cell.seed for cell in cells),
-        accuracy=mean_interval(list(own.values())) if own else None,
+        seeds=tuple(result.cell.seed for result in results),
+        accuracy=_interval([[own[seed]] for seed in own]),
         start_accuracy=float(np.mean(starts)) if starts else None,
         against_baseline=_paired(own, solved.get(BASELINE, {})) if arm != BASELINE else None,
         against_none=_paired(own, solved.get(ZERO, {})) if arm != ZERO else None,
         measures=measures,
-        parameters=next((parameters(cell) for cell in cells), None),
+        parameters=next((parameters(result.cell) for result in results), None),
         seconds=float(np.median(seconds)) if seconds else None,
         cpu_seconds=float(np.median(cpu)) if cpu else None,
         expected=ARMS[arm].expected,
@@ -148,11 +168,20 @@ def _spent(readings: Sequence[float]) -> float:
 
 
 def _paired(one: Solved, other: Solved) -> Interval | None:
-    common = sorted(set(one) & set(other))
-    return mean_interval([one[seed].astype(float) - other[seed] for seed in common]) if common else None
+    return _interval([[one[seed], other[seed]] for seed in sorted(set(one) & set(other))])
 
 
-def mean_interval(by_seed: Sequence[np.ndarray], draws: int = DRAWS) -> Interval:
+def _interval(by_seed: Sequence[Sequence[Mapping[Problem, bool]]]) -> Interval | None:
+    """Of one run a seed its mean, of two the mean of the first less the second, over the problems that all of them have."""
+    runs = [run for runs in by_seed for run in runs]
+    problems = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    if not problems:
+        return None
+    values = np.array([[[run[problem] for problem in problems] for run in runs] for runs in by_seed], float)
+    return mean_interval(values[:, 0] - values[:, 1] if values.shape[1] == 2 else values[:, 0])
+
+
+def mean_interval(by_seed: Sequence[np.ndarray] | np.ndarray, draws: int = DRAWS) -> Interval:
     """Mean of `[problem]` values over seeds and problems, with a 95% percentile bootstrap.
 
     Seeds and problems are both drawn anew, and a drawn problem is the same for every seed: it is as hard in each (a two-way
@@ -161,23 +190,34 @@ def mean_interval(by_seed: Sequence[np.ndarray], draws: int = DRAWS) -> Interval
     values = np.stack([np.asarray(found, dtype=float) for found in by_seed])
     rng = np.random.default_rng(0)
     seeds, problems = values.shape
-    means = np.empty(draws)
-    for draw in range(draws):
-        rows = values[rng.integers(seeds, size=seeds)].mean(0)
-        means[draw] = rows[rng.integers(problems, size=problems)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
+    means = []
+    for first in range(0, draws, AT_ONCE):
+        some = min(AT_ONCE, draws - first)
+        by_problem = _drawn(rng, seeds, some) @ values
+        means.append((by_problem * _drawn(rng, problems, some)).sum(1) / (seeds * problems))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))
 
 
+def _drawn(rng: np.random.Generator, n: int, draws: int) -> np.ndarray:
+    """How often each of n was drawn, in `draws` draws of n with replacement: `[draw, n]`."""
+    drawn = rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(float)
+
+
 def parameters(cell: Cell) -> int | None:
-    """Numbers in the projectors of a run's first checkpoint."""
-    from safetensors import safe_open
+    """Numbers in the projectors of a run's last checkpoint; None where there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
 
     checkpoint = cell.run.latest_checkpoint()
     if checkpoint is None:
         return None
-    with safe_open(checkpoint / "projectors.safetensors", framework="np") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if name != "layer_matrix"}  # noqa: SIM118
+    try:
+        with safe_open(checkpoint / "projectors.safetensors", framework="np") as file:
+            names = [name for name in file.keys() if name != "layer_matrix"]  # noqa: SIM118
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+    except (OSError, SafetensorError):
+        return None
     return sum(math.prod(shape) for shape in shapes.values())
 
 

@@ -12,8 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kvviz.config import ConfigError, _explain
 from kvviz.distill.config import DistillConfig
 
-# The report trains its projectors along with the student, one map for all layers and without an offset.
-REPORT: dict[str, Any] = {"aligner": "trained", "share_layers": True, "offset": False}
+# The report trains its projectors along with the student: linear ones, one map for all layers, without an offset, and one
+# dim projection for all heads unless an arm says otherwise. All of it is named, whatever the base has.
+REPORT: dict[str, Any] = {
+    "aligner": "trained",
+    "share_layers": True,
+    "share_dim_proj": True,
+    "offset": False,
+    "flat_kind": "linear",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class MatrixConfig(BaseModel):
                 raise ValueError(f"{name}: one is named twice")
         for arm in self.arms:
             self.config(arm, self.seeds[0])
+        for seed in self.seeds:
+            self.config(self.arms[0], seed)
         return self
 
     def config(self, arm: str, seed: int) -> DistillConfig:
@@ -103,6 +112,18 @@ class MatrixConfig(BaseModel):
         # Terms the arm says nothing about keep the base's weights.
         weights = values.get("loss_config", {}) | changes.pop("loss_config", {})
         return DistillConfig.parse(values | changes | {"loss_config": weights, "seed": seed})
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """From plain values, `base` as a DistillConfig.
+
+        Raises:
+            ConfigError: with one line a key that is unknown or has a value it cannot take.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(cls, detail) for detail in error.errors())) from error
 
     @classmethod
     def from_yaml(cls, text: str, where: str = "the matrix") -> Self:
@@ -124,10 +145,7 @@ class MatrixConfig(BaseModel):
             if not isinstance(base, dict):
                 raise ConfigError(f"base: takes `key: value` lines, not {base!r}")
             values["base"] = DistillConfig.parse(base)
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(cls, detail) for detail in error.errors())) from error
+        return cls.parse(values)
 
     def to_yaml(self) -> str:
         """YAML that `from_yaml` reads back to an equal object."""

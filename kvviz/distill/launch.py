@@ -41,7 +41,8 @@ def launch(config: DistillConfig, root: Path | None = None) -> Run:
     """
     run = Run.create(config, root)
     with locked(run.folder):
-        _start(run, [*PROGRAM, "distill", str(run.folder / CONFIG), "--run-dir", str(run.folder)])
+        command = [*PROGRAM, "distill", str(run.folder / CONFIG), "--run-dir", str(run.folder)]
+        start_process(run, command, device_name(run.config))
     return run
 
 
@@ -57,7 +58,7 @@ def resume(run: Run, *, force: bool = False) -> None:
     with locked(run.folder):
         refuse_resume(run, force=force)
         run.clear_stop()
-        _start(run, [*PROGRAM, "resume", str(run.folder)])
+        start_process(run, [*PROGRAM, "resume", str(run.folder)], device_name(run.config))
 
 
 def refuse_resume(run: Run, *, force: bool = False) -> None:
@@ -147,8 +148,12 @@ def _spelled(*words: str) -> str:
     return shlex.join(words)
 
 
-def _start(run: Run, command: Sequence[str]) -> None:
-    """Start a process for a run under its lock: it finds its own pid in the status once it gets the lock."""
+def start_process(run: Run, command: Sequence[str], device: str = "") -> None:
+    """Start a process for a folder whose lock the caller holds: it finds its own pid in the status once it gets the lock.
+
+    Raises:
+        RunError: the system starts none; the status is then failed. RunGone: the folder is not there.
+    """
     with gone_if_missing(run.folder):
         log = run.log_path.open("ab")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -175,7 +180,7 @@ def _start(run: Run, command: Sequence[str]) -> None:
         last = run.log_tail(5)
         run.put_status("failed", message=f"Its process ended at once.\n{last}".rstrip(), process=None)
         return
-    run.put_status("queued", process=mark, device=device_name(run.config))
+    run.put_status("queued", process=mark, device=device)
 
 
 def _end(run: Run, state: RunState, grace: float) -> RunState:
@@ -236,5 +241,6 @@ __all__ = [
     "delete",
     "launch",
     "resume",
+    "start_process",
     "stop",
 ]

@@ -8,6 +8,7 @@ What is finished stays; starting a matrix again goes on with the rest.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -18,14 +19,17 @@ from typing import Literal
 from kvviz.config import ConfigError
 from kvviz.distill import launch
 from kvviz.distill.arms import MatrixConfig
-from kvviz.distill.problems import RunError
+from kvviz.distill.problems import RunError, RunGone
 from kvviz.distill.run import Run, runs_root
 from kvviz.distill.slots import runs_at_once
-from kvviz.distill.status import RunState, write_state
+from kvviz.distill.status import RunState, read_state, write_state
+from kvviz.errors import ExplainedError
 
 FOLDER = "matrices"
 CONFIG = "matrix.yaml"
 POLL_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,11 @@ class Cell:
 
     @property
     def state(self) -> RunState | None:
-        """How it stands; None before it was begun."""
-        return self.run.state() if self.run.folder.is_dir() else None
+        """How it stands; None before it was begun, and where its folder was deleted."""
+        try:
+            return self.run.state()
+        except RunGone:
+            return None
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,14 @@ class Matrix:
         """The queue's own status, stop request and log: kept as a run keeps its own."""
         return Run(self.folder)
 
+    def state(self) -> RunState:
+        """How the queue stands: `step` of `steps` runs ended.
+
+        Raises:
+            RunGone: its folder is not there.
+        """
+        return read_state(self.folder)
+
     def cells(self) -> list[Cell]:
         """Its runs, seed by seed, so that what is done is comparable at any time."""
         config, root = self.config, self.folder.parent.parent
@@ -114,7 +129,13 @@ def list_matrices(root: Path | None = None) -> list[Matrix]:
     """The matrices below `root`, newest first."""
     root = runs_root() if root is None else Path(root).absolute()
     folders = [path.parent for path in (root / FOLDER).glob(f"*/{CONFIG}")]
-    return [Matrix(folder) for folder in sorted(folders, key=lambda f: f.stat().st_ctime, reverse=True)]
+    found = []
+    for folder in folders:
+        try:
+            found.append((read_state(folder).created, folder.name, Matrix(folder)))
+        except RunGone:
+            continue  # Deleted between the two looks.
+    return [matrix for _, _, matrix in sorted(found, key=lambda item: item[:2], reverse=True)]
 
 
 def make(matrix: Matrix, changed: Callable[[], object]) -> Literal["finished", "stopped"]:
@@ -139,9 +160,13 @@ def make(matrix: Matrix, changed: Callable[[], object]) -> Literal["finished", "
             return "stopped"
         while waiting and len(live) < at_once:
             cell = waiting.pop(0)
-            if not cell.run.folder.is_dir():
-                cell.run.prepare(config.config(cell.arm, cell.seed))
-            launch.resume(cell.run)
+            try:
+                _begin(cell, config)
+            except (ExplainedError, ConfigError) as error:
+                log.warning("%s was not made: %s", cell.run.name, error)
+                if cell.state is None or not cell.state.alive:
+                    changed()
+                    continue
             live.append(cell)
         names = ", ".join(cell.run.name for cell in live)
         status.write_status("running", step=done, steps=len(queue), message=names)
@@ -152,6 +177,13 @@ def make(matrix: Matrix, changed: Callable[[], object]) -> Literal["finished", "
             changed()
     status.write_status("running", step=len(queue), steps=len(queue))
     return "finished"
+
+
+def _begin(cell: Cell, config: MatrixConfig) -> None:
+    """Start a cell's process; one that somebody else took up meanwhile is theirs."""
+    if cell.state is None:
+        cell.run.prepare(config.config(cell.arm, cell.seed))
+    launch.resume(cell.run)
 
 
 def _to_do(cell: Cell) -> bool:
