@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from kvviz.figures.heatmap import clicked_cell
+from kvviz.figures.runs import Chart
 
 CONFIG = {"displaylogo": False, "showSendToCloud": False}
 
@@ -16,6 +17,11 @@ CONFIG = {"displaylogo": False, "showSendToCloud": False}
 def chart(figure: go.Figure, key: str) -> None:
     """A figure that only shows."""
     st.plotly_chart(figure, theme=None, key=key, config=CONFIG)
+
+
+def curve_chart(curves: Chart, key: str) -> None:
+    """Curves that may be drawn again every second: with other data they keep their place and their picture."""
+    st.vega_lite_chart(curves.data, curves.spec, theme=None, key=key)
 
 
 def cell_chart(figure: go.Figure, key: str, picked: Callable[[int, int], None]) -> None:

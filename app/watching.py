@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from app.charts import curve_chart
 from app.page import theme
 from app.view import update
 from app.words import explain, plain
@@ -24,6 +25,8 @@ from kvviz.figures.runs import BY_KEY, PANELS, Panel, panel_chart
 
 TICK_SECONDS = 0.7
 PATIENCE_SECONDS = 8.0  # A stop that takes longer than this can be made firm.
+# Between two ticks nothing is stale, however busy the machine: Streamlit would fade what it has not yet drawn again.
+STEADY = "<style>.st-key-live [data-stale] {opacity: 1 !important; transition: none !important}</style>"
 COLUMNS = 3
 BOX_HEIGHT = 136  # Of a figure with a line below it: the line comes later.
 ICONS = {
@@ -76,11 +79,13 @@ def _live(run: Run, ticking: bool) -> None:
         return
     if state.alive != ticking:
         st.rerun()  # The whole page: it starts the ticking, or ends it.
-    header(run, state)
-    _progress(run, state, rows)
-    log_and_message(run, state)
-    _collapse(rows)
-    curves(run, rows, state.steps)
+    with st.container(key="live"):
+        st.html(STEADY)
+        header(run, state)
+        _progress(run, state, rows)
+        log_and_message(run, state)
+        _collapse(rows)
+        curves(run, rows, state.steps)
 
 
 def header(
@@ -93,7 +98,7 @@ def header(
         if state.alive:
             asked = _asked_for(run)
             st.button(
-                "Stop",
+                "Stop run",
                 key=f"{run.name}.stop",
                 icon=":material/stop:",
                 disabled=asked is not None,
@@ -259,9 +264,7 @@ def curves(run: Run, rows: Sequence[Mapping[str, Any]], steps: int) -> None:
 
 def _curve(run: Run, panel: Panel, rows: Sequence[Mapping[str, Any]], steps: int) -> None:
     st.markdown(f"**{panel.title}**", help=panel.definition)
-    st.altair_chart(
-        panel_chart(BY_KEY[panel.key], rows, steps, theme=theme()), key=f"curve.{panel.key}", theme=None
-    )
+    curve_chart(panel_chart(BY_KEY[panel.key], rows, steps, theme=theme()), f"curve.{panel.key}")
 
 
 def _uses_kd(run: Run, rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 
 import streamlit as st
 
+from app.charts import curve_chart
 from app.controls import keyed
 from app.moments import timeline
 from app.page import heading, theme
@@ -109,15 +110,14 @@ def _overlay(found: list[Entry]) -> None:
         width=320,
         **keyed("compare", current().compare),
     )
-    st.altair_chart(
+    curve_chart(
         overlay(
             {entry.run.name: entry.rows for entry in shown},
             current().compare,
             max(entry.state.steps for entry in shown),
             theme=theme(),
         ),
-        key="runs.overlay",
-        theme=None,
+        "runs.overlay",
     )
 
 

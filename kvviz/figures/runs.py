@@ -1,7 +1,8 @@
-"""Curves of distillation runs over their steps, as Altair charts.
+"""Curves of distillation runs over their steps, as Vega-Lite charts.
 
-Altair and not plotly: these are redrawn while a run goes on, and a chart whose data alone change keeps its picture. So
-nothing in a chart but its data may depend on how far the run is.
+Not plotly: these are redrawn while a run goes on, and a chart whose data alone change keeps its picture. So nothing in a
+chart but its data may depend on how far the run is. Written out and not built by altair, which checks every entry: ten
+charts took it a second.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import altair as alt
 import pandas as pd
 
 from kvviz.figures.theme import FONT_FAMILY, Theme
@@ -22,6 +22,14 @@ Role = Literal["training", "held-out", "k", "v"]
 HEIGHT = 190
 MOST_POINTS = 600  # of one curve: more than a chart has pixels
 MOST_DOTS = 40  # of one curve: more of them hide it
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """A Vega-Lite specification, and the one table it draws: step, value, low, high, name, kind."""
+
+    spec: dict[str, Any]
+    data: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -185,13 +193,11 @@ COMPARED: dict[Compared, tuple[str, str, tuple[str, str] | None]] = {
 
 def panel_chart(
     panel: Panel, rows: Sequence[Row], steps: int, *, theme: Theme, height: int = HEIGHT
-) -> alt.LayerChart:
+) -> Chart:
     """A panel of one run, whose x axis spans all its planned steps; drawn empty while there are no points."""
     colors = {"training": theme.teacher, "held-out": theme.student, "k": theme.key, "v": theme.value}
     series = {curve.name: points(rows, curve.metric, curve.band) for curve in panel.curves}
-    halves = {
-        name: float(found["value"].iloc[0]) / 2 for name, found in series.items() if panel.half and len(found)
-    }
+    halves = {name: found[0][1] / 2 for name, found in series.items() if panel.half and found}
     return _chart(
         series,
         {curve.name: colors[curve.role] for curve in panel.curves},
@@ -209,7 +215,7 @@ def panel_chart(
 
 def overlay(
     runs: Mapping[str, Sequence[Row]], metric: Compared, steps: int, *, theme: Theme, height: int = 340
-) -> alt.LayerChart:
+) -> Chart:
     """One metric of `COMPARED` of several runs, by name, on one axis of steps; a colour a run, in the order given."""
     _, unit, band = COMPARED[metric]
     return _chart(
@@ -226,21 +232,20 @@ def overlay(
     )
 
 
-def points(rows: Sequence[Row], metric: str, band: tuple[str, str] | None = None) -> pd.DataFrame:
-    """step, value, low, high of the rows that hold a metric; thinned evenly, the first and the last always kept."""
+def points(
+    rows: Sequence[Row], metric: str, band: tuple[str, str] | None = None
+) -> list[tuple[int, float, float, float]]:
+    """(step, value, low, high) of the rows that hold a metric; thinned evenly, the first and the last always kept."""
     found = [row for row in rows if _is_number(row.get(metric))]
     if len(found) > MOST_POINTS:
         every = (len(found) - 1) / (MOST_POINTS - 1)
         found = [found[round(index * every)] for index in range(MOST_POINTS)]
     low, high = band or (metric, metric)
-    return pd.DataFrame(
-        [(row["step"], row[metric], row.get(low), row.get(high)) for row in found],
-        columns=["step", "value", "low", "high"],
-    ).astype(float)
+    return [(row["step"], row[metric], _or_nan(row.get(low)), _or_nan(row.get(high))) for row in found]
 
 
 def _chart(
-    series: Mapping[str, pd.DataFrame],
+    series: Mapping[str, Sequence[tuple[int, float, float, float]]],
     colors: Mapping[str, str],
     *,
     unit: str,
@@ -253,103 +258,121 @@ def _chart(
     level_words: str = "",
     banded: bool = False,
     always_legend: bool = False,
-) -> alt.LayerChart:
-    kinds = [
-        found.assign(name=name, kind="dot" if len(found) <= MOST_DOTS else "point")
+) -> Chart:
+    table: list[tuple[float, float, float, float, str, str]] = [
+        (*point, name, "dot" if len(found) <= MOST_DOTS else "point")
         for name, found in series.items()
+        for point in found
     ]
-    for name, level in (levels or {}).items():
-        kinds.append(pd.DataFrame({"value": [level], "name": [name], "kind": ["level"]}))
-    data = pd.concat(kinds) if kinds else pd.DataFrame()
-    columns = {"step": float, "value": float, "low": float, "high": float, "name": str, "kind": str}
+    table += [(math.nan, level, math.nan, math.nan, name, "level") for name, level in (levels or {}).items()]
     # One table of fixed columns: with other data, and nothing else, the picture is kept.
-    data = data.reindex(columns=list(columns)).astype(columns).reset_index(drop=True)
+    data = pd.DataFrame(table, columns=["step", "value", "low", "high", "name", "kind"])
+    data = data.astype({"step": float, "value": float, "low": float, "high": float, "name": str, "kind": str})
 
     several = len(series) > 1 or always_legend
-    legend = (
-        alt.Legend(title=None, orient="top", direction="horizontal", columns=0 if len(series) < 4 else 2)
-        if several
-        else None
-    )
-    color = alt.Color(
-        "name:N", scale=alt.Scale(domain=list(colors), range=list(colors.values())), legend=legend, sort=None
-    )
-    x = alt.X(
-        "step:Q",
-        title="step",
-        scale=alt.Scale(domain=[0, max(steps, 1)], nice=False),
-        axis=alt.Axis(format="d", tickMinStep=1, tickCount=5, grid=False),
-    )
-    scale = alt.Scale(domain=list(span), nice=False) if span else alt.Scale(zero=False)
-    y = alt.Y("value:Q", title=unit, scale=scale, axis=alt.Axis(format=digits, tickCount=4))
-    tips = [
-        alt.Tooltip("name:N", title="curve"),
-        alt.Tooltip("step:Q", format="d"),
-        alt.Tooltip("value:Q", title=unit, format=digits if digits.endswith("%") else ".4~g"),
-    ]
+    legend = {
+        "title": None,
+        "orient": "top",
+        "direction": "horizontal",
+        "columns": 0 if len(series) < 4 else 2,
+    }
+    color = {
+        "field": "name",
+        "type": "nominal",
+        "scale": {"domain": list(colors), "range": list(colors.values())},
+        "legend": legend if several else None,
+        "sort": None,
+    }
+    x = {
+        "field": "step",
+        "type": "quantitative",
+        "title": "step",
+        "scale": {"domain": [0, max(steps, 1)], "nice": False},
+        "axis": {"format": "d", "tickMinStep": 1, "tickCount": 5, "grid": False},
+    }
+    y = {
+        "field": "value",
+        "type": "quantitative",
+        "title": unit,
+        "scale": {"domain": list(span), "nice": False} if span else {"zero": False},
+        "axis": {"format": digits, "tickCount": 4},
+    }
+    exact = digits if digits.endswith("%") else ".4~g"
+    tips = [_tip("name", "curve"), _tip("step", "step", "d"), _tip("value", unit, exact)]
     if banded:
-        percent = ".1%" if digits.endswith("%") else ".4~g"
-        tips += [
-            alt.Tooltip("low:Q", title="95% from", format=percent),
-            alt.Tooltip("high:Q", title="to", format=percent),
-        ]
-    base = alt.Chart(data)
-    drawn = base.transform_filter("datum.kind !== 'level'")
-    layers: list[alt.Chart] = []
+        tips += [_tip("low", "95% from", exact), _tip("high", "to", exact)]
+    place = {"x": x, "y": y, "color": color}
+    layers: list[dict[str, Any]] = []
     if banded:
         layers.append(
-            drawn.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q", title=unit), y2="high:Q", color=color)
+            _layer(
+                "datum.kind !== 'level'",
+                {"type": "area", "opacity": 0.18},
+                place | {"y": y | {"field": "low"}, "y2": {"field": "high"}},
+            )
         )
     if levels is not None:
+        tip = [_tip("name", level_words), _tip("value", unit, exact)]
         layers.append(
-            base.transform_filter("datum.kind === 'level'")
-            .mark_rule(strokeDash=[5, 4], strokeWidth=1.3)
-            .encode(
-                y=y,
-                color=color,
-                tooltip=[
-                    alt.Tooltip("name:N", title=level_words),
-                    alt.Tooltip("value:Q", title=unit, format=".4~g"),
-                ],
+            _layer(
+                "datum.kind === 'level'",
+                {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.3},
+                {"y": y, "color": color, "tooltip": tip},
             )
         )
     layers += [
-        drawn.mark_line(strokeWidth=2, clip=True).encode(x=x, y=y, color=color),
+        _layer("datum.kind !== 'level'", {"type": "line", "strokeWidth": 2}, place),
         # Dots where there are few points; unseen and larger ones, to hover over, everywhere.
-        base.transform_filter("datum.kind === 'dot'")
-        .mark_circle(size=24, opacity=1, clip=True)
-        .encode(x=x, y=y, color=color),
-        drawn.mark_circle(size=160, opacity=0, clip=True).encode(x=x, y=y, color=color, tooltip=tips),
+        _layer("datum.kind === 'dot'", {"type": "circle", "size": 24, "opacity": 1}, place),
+        _layer(
+            "datum.kind !== 'level'", {"type": "circle", "size": 160, "opacity": 0}, place | {"tooltip": tips}
+        ),
     ]
-    return themed(alt.layer(*layers).properties(height=height), theme)
+    return Chart({"height": height, "layer": layers, "config": themed(theme)}, data)
 
 
-def themed(chart: alt.LayerChart, theme: Theme) -> alt.LayerChart:
-    """A chart in a theme's colours, on whatever background the page has."""
-    return (
-        chart.configure(background="transparent", font=FONT_FAMILY.split(",")[0], padding=4)
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=theme.text,
-            titleColor=theme.text,
-            gridColor=theme.grid,
-            domainColor=theme.line,
-            tickColor=theme.line,
-            labelFontSize=11,
-            titleFontSize=12,
-            titleFontWeight="normal",
-            titlePadding=6,
-        )
-        .configure_legend(
-            labelColor=theme.text,
-            labelFontSize=11,
-            symbolType="stroke",
-            symbolStrokeWidth=3,
-            symbolOpacity=1,
-            labelLimit=420,
-        )
-    )
+def _layer(kept: str, mark: dict[str, Any], encoding: dict[str, Any]) -> dict[str, Any]:
+    return {"transform": [{"filter": kept}], "mark": mark, "encoding": encoding}
+
+
+def _tip(name: str, title: str, digits: str | None = None) -> dict[str, Any]:
+    if digits is None:
+        return {"field": name, "type": "nominal", "title": title}
+    return {"field": name, "type": "quantitative", "title": title, "format": digits}
+
+
+def themed(theme: Theme) -> dict[str, Any]:
+    """Vega-Lite's configuration of a chart in a theme's colours, on whatever background the page has."""
+    return {
+        "background": "transparent",
+        "font": FONT_FAMILY,
+        "padding": 4,
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": theme.text,
+            "titleColor": theme.text,
+            "gridColor": theme.grid,
+            "domainColor": theme.line,
+            "tickColor": theme.line,
+            "labelFontSize": 11,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "titlePadding": 6,
+        },
+        "legend": {
+            "labelColor": theme.text,
+            "labelFontSize": 11,
+            "labelLimit": 420,
+            "symbolType": "stroke",
+            "symbolStrokeWidth": 3,
+            "symbolOpacity": 1,
+        },
+    }
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _or_nan(value: Any) -> float:
+    return value if _is_number(value) else math.nan
