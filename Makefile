@@ -14,11 +14,11 @@ app: $(VENV)/.app
 	@echo "kvviz: http://127.0.0.1:$(PORT)"
 	$(BIN)/python -m app --server.port $(PORT)
 
-test: lint chromium
-	$(BIN)/python -m pytest tests
+test: lint test-unit test-browser
 
+# Two at a time, a file each: a test computes on one core. The browser has the machine to itself.
 test-unit: $(VENV)/.dev
-	$(BIN)/python -m pytest tests --ignore tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/browser -n 2 --dist loadfile
 
 test-browser: $(VENV)/.dev chromium
 	$(BIN)/python -m pytest tests/browser
