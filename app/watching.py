@@ -23,7 +23,7 @@ from kvviz.distill.status import STOP, RunState
 from kvviz.errors import ExplainedError
 from kvviz.figures.runs import BY_KEY, PANELS, Panel, panel_chart
 
-TICK_SECONDS = 0.7
+TICK_SECONDS = 0.5
 PATIENCE_SECONDS = 8.0  # A stop that takes longer than this can be made firm.
 # Between two ticks nothing is stale, however busy the machine: Streamlit would fade what it has not yet drawn again.
 STEADY = "<style>.st-key-live [data-stale] {opacity: 1 !important; transition: none !important}</style>"

@@ -265,6 +265,10 @@ def _chart(
         for point in found
     ]
     table += [(math.nan, level, math.nan, math.nan, name, "level") for name, level in (levels or {}).items()]
+    if not any(series.values()):
+        # Nothing is drawn of these rows: they give an empty chart an axis.
+        frame = [(math.nan, end, end, end, "", "frame") for end in span or (0.0, 1.0)]
+        table += frame + [(0.0, *row[1:5], "level") for row in frame if levels is not None]
     # One table of fixed columns: with other data, and nothing else, the picture is kept.
     data = pd.DataFrame(table, columns=["step", "value", "low", "high", "name", "kind"])
     data = data.astype({"step": float, "value": float, "low": float, "high": float, "name": str, "kind": str})
@@ -317,13 +321,17 @@ def _chart(
             _layer(
                 "datum.kind === 'level'",
                 {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.3},
-                {"y": y, "color": color, "tooltip": tip},
+                {"y": y, "color": color, "tooltip": tip, "opacity": _seen("!isValid(datum.step)", 1)},
             )
         )
     layers += [
         _layer("datum.kind !== 'level'", {"type": "line", "strokeWidth": 2}, place),
         # Dots where there are few points; unseen and larger ones, to hover over, everywhere.
-        _layer("datum.kind === 'dot'", {"type": "circle", "size": 24, "opacity": 1}, place),
+        _layer(
+            "datum.kind !== 'level'",
+            {"type": "circle", "opacity": 1},
+            place | {"size": _seen("datum.kind === 'dot'", 24)},
+        ),
         _layer(
             "datum.kind !== 'level'", {"type": "circle", "size": 160, "opacity": 0}, place | {"tooltip": tips}
         ),
@@ -333,6 +341,10 @@ def _chart(
 
 def _layer(kept: str, mark: dict[str, Any], encoding: dict[str, Any]) -> dict[str, Any]:
     return {"transform": [{"filter": kept}], "mark": mark, "encoding": encoding}
+
+
+def _seen(test: str, value: float) -> dict[str, Any]:
+    return {"condition": {"test": test, "value": value}, "value": 0}
 
 
 def _tip(name: str, title: str, digits: str | None = None) -> dict[str, Any]:

@@ -44,10 +44,14 @@ VIEWS = some.builds(
     bend=some.sampled_from(["linear", "sqrt", "log"]),
     alignment=ALIGNMENTS,
 )
-FIELDS = sorted((set(View.model_fields) | set(AlignmentConfig.model_fields)) - {"alignment", "loss_config"})
+FIELDS = sorted(
+    (set(View.model_fields) | set(AlignmentConfig.model_fields)) - {"alignment", "distill", "loss_config"}
+)
 # Free text may hold anything; what it means is found out where it is used.
 TEXTS = {"teacher", "teacher_revision", "student", "student_revision", "text", "student_text"}
 TEXTS |= {"segments", "student_segments"}
+# Names of runs: whether there is such a run is found out where it is opened.
+TEXTS |= {"run", "runs"}
 NONSENSE = ["", " ", "nonsense", "-1", "1e999", "nan", "None", "true;", "9" * 5000, "0:0:0", "[1,2", "{}"]
 NONSENSE += ["<script>alert(1)</script>", "שלום", "\0", "💥", "../../etc/passwd", "0x10", "1,2;3"]
 
