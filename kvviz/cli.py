@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,4 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kvviz: {error.what}\n  why: {error.why}\n  do:  {error.do}", file=sys.stderr)
     except ConfigError as error:
         print(f"kvviz: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        # `kvviz runs | head`: nobody reads on. Python would complain again when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 2
