@@ -65,7 +65,7 @@ class DistillLossConfig(LossConfig):
     alpha_k: float = Field(
         0.1, ge=0, title="K weight", description="1 − cosine of the student's keys to the aligned teacher's."
     )
-    alpha_v: float = Field(1.0, ge=0, title="V weight", description="1 − cosine of values, likewise.")
+    alpha_v: float = Field(0.1, ge=0, title="V weight", description="1 − cosine of values, likewise.")
     alpha_attn: float = Field(
         0.1, ge=0, title="Attention weight", description="KL(teacher ‖ student) of attention, nats a row."
     )
@@ -113,7 +113,7 @@ class DistillConfig(AlignmentConfig):
     )
 
     steps: int = Field(300, ge=1, title="Steps", description="Optimiser steps.")
-    batch_size: int = Field(16, ge=1, title="Batch size", description="Texts a device and forward.")
+    batch_size: int = Field(8, ge=1, title="Batch size", description="Texts a device and forward.")
     gradient_accumulation: int = Field(
         1, ge=1, title="Gradient accumulation", description="Batches added up for one optimiser step."
     )
