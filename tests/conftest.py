@@ -1,17 +1,12 @@
 """What every test runs under."""
 
-import os
-
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Calibrations go to a folder of this run, never to the user's cache."""
-    before = os.environ.get("KVVIZ_CACHE")
-    os.environ["KVVIZ_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del os.environ["KVVIZ_CACHE"]
-    else:
-        os.environ["KVVIZ_CACHE"] = before
+    """Calibrations and runs go to folders of this run, never to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("cache", "runs"):
+            patch.setenv(f"KVVIZ_{name.upper()}", str(tmp_path_factory.mktemp(name)))
+        yield
