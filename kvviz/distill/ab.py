@@ -15,6 +15,7 @@ import numpy as np
 from kvviz.distill.answers import answered_steps, read_answers
 from kvviz.distill.arms import ARMS, BASELINE, ZERO
 from kvviz.distill.matrix import Cell, Matrix
+from kvviz.distill.run import Run
 
 DRAWS = 10_000
 AT_ONCE = 1_000  # of the draws, so that their weights stay small
@@ -203,6 +204,18 @@ def _drawn(rng: np.random.Generator, n: int, draws: int) -> np.ndarray:
     """How often each of n was drawn, in `draws` draws of n with replacement: `[draw, n]`."""
     drawn = rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(float)
+
+
+def gain(run: Run) -> Interval | None:
+    """Exact match at a run's last evaluation less that at its start, on the same problems; None before there are two."""
+    steps = answered_steps(run)
+    if len(steps) < 2 or steps[0] != 0:
+        return None
+    first, last = (
+        np.array([bool(answer["correct"]) for answer in read_answers(run, step)], dtype=float)
+        for step in (steps[0], steps[-1])
+    )
+    return mean_interval([last - first]) if len(first) == len(last) else None
 
 
 def parameters(cell: Cell) -> int | None:

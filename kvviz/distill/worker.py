@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 
+from kvviz.distill.ab import gain
 from kvviz.distill.answers import answers_path
 from kvviz.distill.evaluate import Answer
 from kvviz.distill.prepare import prepare
@@ -115,4 +116,8 @@ def work(run: Run) -> Ending:
     if trainer.is_world_process_zero():
         run.write_status("running", step=0 if checkpoint is None else step, steps=run.config.steps)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    found = gain(run) if trainer.is_world_process_zero() else None
+    if found is not None:
+        points = f"{100 * found.value:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+        print(f"exact match against the start, on the same problems: {points}, 95% by bootstrap", flush=True)
     return "stopped" if follow.stopped else "finished"
