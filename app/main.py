@@ -30,6 +30,7 @@ PAGES = {
     "Lab": [
         ("distil", "Distil", ":material/science:"),
         ("runs", "Runs", ":material/list_alt:"),
+        ("ab", "A/B matrix", ":material/grid_on:"),
     ],
 }
 

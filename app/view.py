@@ -16,6 +16,7 @@ from app import looking
 from app.recipe import PREFIX, Recipe
 from kvviz.align.aligner import Part
 from kvviz.config import AlignmentConfig, ConfigError, tolerant
+from kvviz.distill.arms import ARMS
 from kvviz.distill.run import Run, runs_root
 from kvviz.figures.canvas import Bend
 from kvviz.figures.labels import visible
@@ -28,6 +29,8 @@ Side = Literal["teacher", "student"]
 # Names of runs are names of folders: none that leads elsewhere, none that is hidden.
 RUN = r"^([^./\\\x00-\x1f][^/\\\x00-\x1f]*)?$"
 RUNS = r"^([^./\\\x00-\x1f][^/\\\x00-\x1f]*(/[^./\\\x00-\x1f][^/\\\x00-\x1f]*)*)?$"
+
+ARMS_NAMED = f"^(({'|'.join(ARMS)})(/({'|'.join(ARMS)}))*)?$"
 
 
 class View(BaseModel):
@@ -72,6 +75,10 @@ class View(BaseModel):
     runs: str = Field("", max_length=4000, pattern=RUNS)  # those compared, "/" between them
     compare: Compared = "accuracy"
     moment: int | None = Field(None, ge=0)  # of the run's timeline; None: its end
+
+    matrix: str = Field("", max_length=81, pattern=RUN)  # the A/B matrix that is followed; none: the newest
+    arms: str = Field("", pattern=ARMS_NAMED)  # of a new one, "/" between them; none: all
+    seeds: int = Field(3, ge=1, le=20)  # how many it has
 
     alignment: AlignmentConfig = AlignmentConfig()
     distill: Recipe = Recipe()
