@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from kvviz.distill.config import DistillConfig
 from kvviz.distill.prepare import prepare
@@ -65,6 +65,7 @@ def trial(config: DistillConfig) -> dict[str, Any]:
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = DistillTrainer(prepared, Path(folder), _Nowhere(), [clock])
+        trainer.remove_callback(PrinterCallback)  # what is printed is the estimate alone
         ready = time.monotonic() - began
         trainer.train()
         before = time.monotonic()
