@@ -32,7 +32,9 @@ def made_run(
     **config,
 ) -> Run:
     """A run with `step` steps done: metrics every 5, evaluations and checkpoints every 10, a snapshot each."""
-    config = DistillConfig(**({"steps": 20, "eval_every": EVALUATE, "eval_examples": 40} | config))
+    config = DistillConfig(
+        **({"steps": 20, "eval_every": EVALUATE, "eval_examples": 40, "seed": seed} | config)
+    )
     run = Run(root / name)
     run.prepare(config)
     now = time.time() if created is None else created
