@@ -22,7 +22,7 @@ MOST_SEEDS = 20
 # What an arm is about: of the sidebar's alignment, these are not the base's.
 DECIDED = ("kv_projection_mode", "init", "share_dim_proj", "share_layers", "offset", "flat_kind")
 COURSE = ("steps", "batch_size", "eval_examples", "eval_every", "seed")
-LABELS = {"seed": "First seed"}
+LABELS = {"seed": "First seed", "eval_examples": "Problems"}
 
 
 def new_matrix() -> None:

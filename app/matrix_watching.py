@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from html import escape
 from typing import Any
 
 import streamlit as st
@@ -25,7 +25,7 @@ from kvviz.distill.problems import RunGone
 from kvviz.distill.queue import resume_matrix, stop_matrix
 from kvviz.distill.status import RunState
 from kvviz.errors import ExplainedError
-from kvviz.figures.ab import accuracy_chart, difference_chart
+from kvviz.figures.ab import Legend, accuracy_chart, accuracy_legend, difference_chart, difference_legend
 
 TICK_SECONDS = 2.0
 NOTE = 300  # Characters of a failed run's message that there is room for.
@@ -220,18 +220,31 @@ def _findings(matrix: Matrix, standings: Sequence[Standing]) -> None:
     left, right = st.columns(2, gap="medium")
     with left:
         st.markdown("**Exact match**", help="Of held-out problems by greedy decoding at the end of the run.")
+        _legend(accuracy_legend(found.rows, theme()))
         curve_chart(accuracy_chart(found.rows, theme=theme()), "ab.accuracy")
     with right:
         st.markdown(
             "**Paired differences**",
             help="On the same problems with the same seeds. An interval that holds 0 is no difference that can be told from chance.",
         )
+        _legend(difference_legend(theme()))
         curve_chart(difference_chart(found.rows, theme=theme()), "ab.differences")
     accuracy_table(found.rows, theme())
     _verdict(found)
     st.markdown("**What became of the cache, and what it cost**")
     cache_table(found.rows, theme())
     _downloads(matrix, found)
+
+
+def _legend(entries: Legend) -> None:
+    st.html(
+        '<div style="display:flex;flex-wrap:wrap;column-gap:16px;font-size:0.8rem">'
+        + "".join(
+            f'<span><span style="color:{color}">{mark}</span> {escape(words)}</span>'
+            for mark, color, words in entries
+        )
+        + "</div>"
+    )
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -282,4 +295,3 @@ def _downloads(matrix: Matrix, found: ab.Table) -> None:
             st.code(command, language="bash", wrap_lines=True)
         with right:
             st.code(matrix.process.log_tail(25) or "Nothing was printed yet.", language=None, height=320)
-            st.caption(f"Looked at {time.strftime('%H:%M:%S')}.")

@@ -5,6 +5,7 @@ Vega-Lite, as the curves of runs are: the charts fill while runs end, and only t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,35 +17,51 @@ from kvviz.figures.theme import Theme
 if TYPE_CHECKING:
     from kvviz.distill.ab import Interval, Row
 
-ROW_HEIGHT = 48  # An arm's title takes three lines.
+ROW_HEIGHT = 42
+SHARED = ", trained along"  # What the report's arms have in common is left out beside their rows, and stands in the tooltip.
 MEASURED = "measured, with its 95% interval"
 START = "before any step"
 EXPECTED = "expected by the v4.0 report, not measured"
 AGAINST_FLAT, AGAINST_NONE = "against flat", "against no KV loss"
-COLUMNS: dict[str, type] = {"arm": str, "kind": str, "value": float, "low": float, "high": float}
+COLUMNS: dict[str, type] = {
+    "arm": str,
+    "title": str,
+    "kind": str,
+    "value": float,
+    "low": float,
+    "high": float,
+}
+
+# A legend's entries: mark, colour, words. Vega-Lite would make one legend of several marks, and cut it off where it is long.
+Legend = list[tuple[str, str, str]]
+
+
+def accuracy_legend(rows: Sequence[Row], theme: Theme) -> Legend:
+    """Of `accuracy_chart`; what the report expects is named only where it expects something."""
+    entries = [("●", theme.student, MEASURED), ("┆", theme.text, START)]
+    expected = any(row.expected is not None for row in rows)
+    return entries + [("◇", theme.muted, EXPECTED)] if expected else entries
+
+
+def difference_legend(theme: Theme) -> Legend:
+    """Of `difference_chart`."""
+    return [("●", color, kind) for kind, color in _against(theme).items()]
 
 
 def accuracy_chart(rows: Sequence[Row], *, theme: Theme) -> Chart:
     """Exact match of each arm over its seeds; a dashed line where the student started.
 
-    What the report expects is drawn hollow, with a legend of its own; it shares no mark and no series with what was measured.
+    What the report expects is drawn hollow, under a name of its own; it shares no mark and no series with what was measured.
     """
-    table = [_interval(row.title, MEASURED, row.accuracy) for row in rows if row.accuracy]
+    table = [_interval(row, MEASURED, row.accuracy) for row in rows if row.accuracy]
     starts = [row.start_accuracy for row in rows if row.start_accuracy is not None]
     if starts:
-        table.append(_point("", START, sum(starts) / len(starts)))
-    expected = [_point(row.title, EXPECTED, row.expected) for row in rows if row.expected is not None]
+        table.append(_point(None, START, sum(starts) / len(starts)))
+    expected = [_point(row, EXPECTED, row.expected) for row in rows if row.expected is not None]
     y = {"y": _arms(rows)}
     x = _quantity("exact match, held-out", ".0%", {"domain": [0, 1], "nice": False})
-    legend: dict[str, Any] = {"title": None, "orient": "top", "direction": "horizontal"}
-    dashed = {
-        "field": "kind",
-        "type": "nominal",
-        "scale": {"domain": [START], "range": [[5, 4]]},
-        "legend": legend | {"symbolStrokeColor": theme.text, "symbolStrokeWidth": 1.5},
-    }
     layers: list[dict[str, Any]] = [
-        *_whiskers([MEASURED], {MEASURED: theme.student}, x, y, legend, ".1%"),
+        *_whiskers([MEASURED], {MEASURED: theme.student}, x, y, ".1%"),
         {
             "transform": [_only(MEASURED)],
             "mark": {"type": "text", "dy": -12, "fontSize": 11, "color": theme.text},
@@ -56,16 +73,15 @@ def accuracy_chart(rows: Sequence[Row], *, theme: Theme) -> Chart:
         },
         {
             "transform": [_only(START)],
-            "mark": {"type": "rule", "color": theme.text, "strokeWidth": 1.5, "opacity": 0.8},
+            "mark": {"type": "rule", "color": theme.text, "strokeWidth": 1.5, "strokeDash": [5, 4]},
             "encoding": {
                 "x": x,
-                "strokeDash": dashed,
                 "tooltip": [_tip("kind", ""), _tip("value", "exact match", ".1%")],
             },
         },
     ]
     if expected:
-        layers.append(_hollow(x, y, legend, theme))
+        layers.append(_hollow(x, y, theme))
     return _chart(table + expected, layers, rows, theme)
 
 
@@ -76,29 +92,27 @@ def difference_chart(rows: Sequence[Row], *, theme: Theme) -> Chart:
         for kind, found in ((AGAINST_FLAT, row.against_baseline), (AGAINST_NONE, row.against_none)):
             if found is not None:
                 points = {name: 100 * getattr(found, name) for name in ("value", "low", "high")}
-                table.append({"arm": row.title, "kind": kind} | points)
-    colors = {AGAINST_FLAT: theme.teacher, AGAINST_NONE: theme.accent}
-    # Never so close that noise looks like a finding; wider where a difference is.
-    reach = max([10.0, *(1.05 * abs(row[end]) for row in table for end in ("low", "high"))])
-    frame = [_point("", "frame", end) for end in (-reach, reach)]
-    x = _quantity("difference of exact match, points", "+.3~g", {"nice": True})
+                table.append({"arm": _label(row), "title": row.title, "kind": kind} | points)
+    colors = _against(theme)
+    # Never so close that noise looks like a finding; wider, by tens, where a difference is.
+    farthest = max((abs(row[end]) for row in table for end in ("low", "high")), default=0)
+    reach = 10 * max(math.ceil(farthest / 10), 1)
+    x = _quantity("difference of exact match, points", "+.3~g", {"domain": [-reach, reach], "nice": False})
     # The two of an arm lie one under the other.
     side = {"field": "kind", "type": "nominal", "scale": {"domain": list(colors)}}
     y = {"y": _arms(rows), "yOffset": side}
-    legend: dict[str, Any] = {"title": None, "orient": "top", "direction": "horizontal"}
     layers: list[dict[str, Any]] = [
-        {
-            "transform": [_only("frame")],
-            "mark": {"type": "point", "opacity": 0},
-            "encoding": {"x": x},
-        },
         {
             "mark": {"type": "rule", "color": theme.text, "strokeWidth": 1.2},
             "encoding": {"x": {"datum": 0, "type": "quantitative"}},
         },
-        *_whiskers(list(colors), colors, x, y, legend, "+.1f"),
+        *_whiskers(list(colors), colors, x, y, "+.1f"),
     ]
-    return _chart(table + frame, layers, rows, theme)
+    return _chart(table, layers, rows, theme)
+
+
+def _against(theme: Theme) -> dict[str, str]:
+    return {AGAINST_FLAT: theme.teacher, AGAINST_NONE: theme.accent}
 
 
 def _whiskers(
@@ -106,7 +120,6 @@ def _whiskers(
     colors: Mapping[str, str],
     x: dict[str, Any],
     y: dict[str, Any],
-    legend: dict[str, Any],
     digits: str,
 ) -> list[dict[str, Any]]:
     """An interval as a line, its value as a filled dot on it."""
@@ -114,11 +127,11 @@ def _whiskers(
         "field": "kind",
         "type": "nominal",
         "scale": {"domain": list(colors), "range": list(colors.values())},
-        "legend": legend | {"symbolType": "circle", "symbolStrokeWidth": 0},
+        "legend": None,
         "sort": None,
     }
     tips = [
-        _tip("arm", "arm"),
+        _tip("title", "arm"),
         _tip("kind", "what"),
         _tip("value", "value", digits),
         _tip("low", "95% from", digits),
@@ -132,7 +145,7 @@ def _whiskers(
             "encoding": {
                 "x": x | {"field": "low"},
                 "x2": {"field": "high"},
-                "color": fill | {"legend": None},
+                "color": fill,
                 "tooltip": tips,
             }
             | y,
@@ -145,22 +158,21 @@ def _whiskers(
     ]
 
 
-def _hollow(x: dict[str, Any], y: dict[str, Any], legend: dict[str, Any], theme: Theme) -> dict[str, Any]:
-    """The report's expectations: hollow diamonds, whose scale and legend are not those of what was measured."""
-    shape = {
-        "field": "kind",
-        "type": "nominal",
-        "scale": {"domain": [EXPECTED], "range": ["diamond"]},
-        "legend": legend
-        | {"symbolFillColor": "transparent", "symbolStrokeColor": theme.muted, "symbolStrokeWidth": 1.5},
-    }
+def _hollow(x: dict[str, Any], y: dict[str, Any], theme: Theme) -> dict[str, Any]:
+    """The report's expectations: hollow diamonds in no scale of colours."""
     return {
         "transform": [_only(EXPECTED)],
-        "mark": {"type": "point", "filled": False, "size": 90, "strokeWidth": 1.5, "color": theme.muted},
+        "mark": {
+            "type": "point",
+            "shape": "diamond",
+            "filled": False,
+            "size": 90,
+            "strokeWidth": 1.5,
+            "color": theme.muted,
+        },
         "encoding": {
             "x": x,
-            "shape": shape,
-            "tooltip": [_tip("arm", "arm"), _tip("kind", "what"), _tip("value", "share", ".0%")],
+            "tooltip": [_tip("title", "arm"), _tip("kind", "what"), _tip("value", "share", ".0%")],
         }
         | y,
     }
@@ -176,14 +188,18 @@ def _chart(
     )
 
 
+def _label(row: Row | None) -> str:
+    return row.title.removesuffix(SHARED) if row else ""
+
+
 def _arms(rows: Sequence[Row]) -> dict[str, Any]:
-    """The axis of arms, in the order of the matrix; a title in as many lines as it has parts."""
+    """The axis of arms, in the order of the matrix."""
     return {
         "field": "arm",
         "type": "nominal",
         "title": None,
-        "scale": {"domain": [row.title for row in rows]},
-        "axis": {"labelExpr": "split(datum.label, ', ')", "labelLimit": 260, "grid": True, "domain": False},
+        "scale": {"domain": [_label(row) for row in rows]},
+        "axis": {"labelLimit": 260, "grid": True, "domain": False},
     }
 
 
@@ -197,12 +213,14 @@ def _quantity(title: str, digits: str, scale: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _interval(arm: str, kind: str, found: Interval) -> dict[str, Any]:
-    return {"arm": arm, "kind": kind, "value": found.value, "low": found.low, "high": found.high}
+def _interval(row: Row, kind: str, found: Interval) -> dict[str, Any]:
+    return _point(row, kind, found.value) | {"low": found.low, "high": found.high}
 
 
-def _point(arm: str, kind: str, value: float) -> dict[str, Any]:
-    return {"arm": arm, "kind": kind, "value": value, "low": value, "high": value}
+def _point(row: Row | None, kind: str, value: float) -> dict[str, Any]:
+    """A row of a chart's table; row: None where it belongs to no arm."""
+    title = row.title if row else ""
+    return {"arm": _label(row), "title": title, "kind": kind, "value": value, "low": value, "high": value}
 
 
 def _only(*kinds: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ FIELDS = sorted(
 TEXTS = {"teacher", "teacher_revision", "student", "student_revision", "text", "student_text"}
 TEXTS |= {"segments", "student_segments"}
 # Names of runs: whether there is such a run is found out where it is opened.
-TEXTS |= {"run", "runs"}
+TEXTS |= {"run", "runs", "matrix"}
 NONSENSE = ["", " ", "nonsense", "-1", "1e999", "nan", "None", "true;", "9" * 5000, "0:0:0", "[1,2", "{}"]
 NONSENSE += ["<script>alert(1)</script>", "שלום", "\0", "💥", "../../etc/passwd", "0x10", "1,2;3"]
 
