@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from kvviz.align import calibrate
 from kvviz.align.alignment import (
@@ -48,6 +50,7 @@ def prepare(config: DistillConfig, progress: Callable[[int, int], None] | None =
     Raises:
         ModelError, DataError, ConfigError, CalibrationError: each names what cannot be used, and why.
     """
+    check_reporters(config)
     data = load_data(config)
     teacher, student = load_model(config.spec("teacher")), load_model(config.spec("student"))
     teacher.model.requires_grad_(False)
@@ -77,6 +80,18 @@ def prepare(config: DistillConfig, progress: Callable[[int, int], None] | None =
     objective = Objective(student, teacher, aligner.to(student.device), config, key_space)
     collator = Collator(student, teacher, config, config.max_length, config.student_reads == "same")
     return Prepared(config, student, teacher, objective, collator, data, fit)
+
+
+def check_reporters(config: DistillConfig) -> None:
+    """Raises ConfigError where metrics are to go to something unknown or not installed, before anything starts."""
+    for name in (name.strip() for name in config.report_to.split(",")):
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ConfigError(f"report_to: {name!r} is none of none, all, {known}")
+        if name not in get_available_reporting_integrations():
+            raise ConfigError(f"report_to: {name} is not installed here (pip install {name}), or use none")
 
 
 def one_tokenizer(teacher: LoadedModel, student: LoadedModel) -> bool:

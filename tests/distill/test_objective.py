@@ -7,12 +7,12 @@ import torch
 
 from kvviz import Inspection, StructuralKVLoss
 from kvviz.align.alignment import align
-from kvviz.config import AlignmentConfig
+from kvviz.config import AlignmentConfig, ConfigError
 from kvviz.distill.batch import IGNORED, Collator
 from kvviz.distill.config import DistillConfig
 from kvviz.distill.data import Example
 from kvviz.distill.objective import Objective, cross_entropy, logit_kl
-from kvviz.distill.prepare import prepare
+from kvviz.distill.prepare import check_reporters, prepare
 from kvviz.errors import ExplainedError
 from kvviz.inspection import Prompt, read
 from kvviz.pair import load_model
@@ -172,6 +172,13 @@ def test_a_pair_of_one_model_has_no_distance_under_the_identity():
     for name in ("kd_loss", "k_loss", "v_loss", "attn_loss"):
         assert float(terms[name]) == pytest.approx(0, abs=1e-5), name
     assert teacher.fingerprint == student.fingerprint
+
+
+@pytest.mark.parametrize(("name", "said"), [("tensorbord", "none of none"), ("neptune", "is not installed")])
+def test_metrics_that_can_go_nowhere_are_refused_before_anything_starts(name, said, monkeypatch):
+    monkeypatch.setattr("kvviz.distill.prepare.get_available_reporting_integrations", list)
+    with pytest.raises(ConfigError, match=said):
+        check_reporters(DistillConfig(report_to=f"none, {name}"))
 
 
 def test_logit_kd_needs_one_tokenizer():
