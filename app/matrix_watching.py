@@ -162,7 +162,7 @@ def _time_left(standings: Sequence[Standing]) -> float | None:
 
 
 def _grid(standings: Sequence[Standing]) -> None:
-    """A row an arm, a column a seed; each run with its status, its progress, and the way to it."""
+    """A row an arm, a column a seed; each run with its status, its steps, and the way to it: a line each, so that nothing jumps."""
     seeds = list(dict.fromkeys(cell.seed for cell, _ in standings))
     arms = list(dict.fromkeys(cell.arm for cell, _ in standings))
     place = {(cell.arm, cell.seed): (cell, state) for cell, state in standings}
@@ -193,8 +193,6 @@ def _cell(cell: Cell, state: RunState | None) -> None:
         .model_copy(update={"run": cell.run.name, "checkpoint": None, "moment": None})
         .to_query(),
     )
-    if state.alive:
-        st.progress(_share(state))
 
 
 def _failures(standings: Sequence[Standing]) -> None:
