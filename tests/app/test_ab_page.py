@@ -15,6 +15,7 @@ from kvviz.distill.arms import ARMS
 from kvviz.distill.matrix import list_matrices
 from kvviz.distill.status import write_state
 from tests.app.browsing import notes, open_at
+from tests.distill.conftest import until
 from tests.matrices import PROBLEMS, cell_of, ended, made_cell, made_matrix
 
 EXPECTED = ("65%", "67%", "70%", "71%")
@@ -119,7 +120,7 @@ def test_launch_starts_one_queue_and_shows_it(root, monkeypatch):
         assert matrix.config.arms == ("flat",)
         assert app.query_params["matrix"] == matrix.name
         assert "0 of 1 runs finished" in app.get("progress")[0].proto.text
-        assert f"ab {matrix.folder}" in matrix.process.log_tail()
+        until(lambda: f"ab {matrix.folder}" in matrix.process.log_tail())
         app.button(key="ab.stop").click().run()
         assert matrix.process.stop_requested()
         assert app.button(key="ab.stop").disabled
