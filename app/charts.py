@@ -21,7 +21,8 @@ def chart(figure: go.Figure, key: str) -> None:
 
 def curve_chart(curves: Chart, key: str) -> None:
     """Curves that may be drawn again every second: with other data they keep their place and their picture."""
-    st.vega_lite_chart(curves.data, curves.spec, theme=None, key=key)
+    with st.container(key=key):  # The chart itself carries no key into the page.
+        st.vega_lite_chart(curves.data, curves.spec, theme=None, key=f"{key}.chart")
 
 
 def cell_chart(figure: go.Figure, key: str, picked: Callable[[int, int], None]) -> None:

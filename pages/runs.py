@@ -74,7 +74,7 @@ def _table(found: list[Entry]) -> None:
     def picked() -> None:
         chosen = [names[row] for row in st.session_state[key].selection.rows if row < len(names)]
         new = [name for name in chosen if name not in compared]
-        changes = {"runs": "/".join(chosen)}
+        changes = {"runs": "/".join([name for name in compared if name in chosen] + new)}
         if new and new[-1] != current().run:
             changes |= {"run": new[-1], "checkpoint": None, "moment": None}
         update(**changes)
