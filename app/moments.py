@@ -22,6 +22,7 @@ from kvviz.geometry import Geometry, Part
 from kvviz.locate import locate
 
 PARTS: tuple[Part, ...] = ("k", "v", "q")
+CACHED: tuple[Part, ...] = ("k", "v")
 FEW_LAYERS = 8
 NAMES = {"relative_error": "Relative error", "cosine": "Cosine", "r2": "R²", "norm_ratio": "Norm ratio"}
 
@@ -49,9 +50,9 @@ def timeline(run: Run) -> None:
         _mixer(found, config, index, part, layer)
     with right:
         _attention(found, index)
-    for column, part in zip(st.columns(2), ("k", "v"), strict=True):
+    for column, compared in zip(st.columns(2), CACHED, strict=True):
         with column:
-            _errors(found, index, part)
+            _errors(found, index, compared)
     st.caption(
         "Errors and attention KL on a few held-out examples, the same at every step. Each picture's colours span all steps of the "
         "run: a cell that changes colour has changed."

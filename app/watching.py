@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -19,7 +19,7 @@ from kvviz.distill.metrics import MetricsTail
 from kvviz.distill.problems import RunGone
 from kvviz.distill.progress import Pace, pace
 from kvviz.distill.run import Run
-from kvviz.distill.status import STOP, RunState
+from kvviz.distill.status import STOP, RunState, Status
 from kvviz.errors import ExplainedError
 from kvviz.figures.runs import BY_KEY, PANELS, Panel, panel_chart
 
@@ -39,7 +39,7 @@ ICONS = {
     "failed": ":material/error:",
     "lost": ":material/link_off:",
 }
-COLORS = {
+COLORS: dict[Status, Literal["gray", "blue", "orange", "green", "red"]] = {
     "queued": "gray",
     "starting": "blue",
     "running": "blue",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -74,7 +75,7 @@ def _table(found: list[Entry]) -> None:
     def picked() -> None:
         chosen = [names[row] for row in st.session_state[key].selection.rows if row < len(names)]
         new = [name for name in chosen if name not in compared]
-        changes = {"runs": "/".join([name for name in compared if name in chosen] + new)}
+        changes: dict[str, Any] = {"runs": "/".join([name for name in compared if name in chosen] + new)}
         if new and new[-1] != current().run:
             changes |= {"run": new[-1], "checkpoint": None, "moment": None}
         update(**changes)
@@ -87,6 +88,7 @@ def _table(found: list[Entry]) -> None:
         selection_default={"selection": {"rows": rows, "columns": [], "cells": []}},
         hide_index=True,
         column_config={
+            "Run": st.column_config.TextColumn(width=190),
             "Differs from the default in": st.column_config.TextColumn(width=230),
             "Loss": st.column_config.NumberColumn(format="%.4g", width=70),
             "Held-out": st.column_config.NumberColumn(
