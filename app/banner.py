@@ -39,11 +39,10 @@ def banner(view: View) -> Stage | None:
     with st.container(border=True):
         with st.container(horizontal=True, wrap=False, vertical_alignment="center", gap="small"):
             st.markdown(
-                f":material/science: **Inside run {plain(at.run.name)}, {_named(at.step)}** of {at.run.config.steps}. "
-                "Student and projectors are its own.",
+                f":material/science: **Inside run {plain(at.run.name)}, {_named(at.step)}** of {at.run.config.steps}",
                 width="stretch",
-                help="The pair and the projector controls of the sidebar show what the run was made with; they are free again "
-                "on the plain pair. Text, time and attention can be changed.",
+                help="Student and projectors are those of that step. The pair and the projector controls of the sidebar show "
+                "what the run was made with; they are free again on the plain pair. Text, time and attention can be changed.",
             )
             for icon, move, words in (
                 ("chevron_left", -1, "Previous"),
