@@ -252,6 +252,10 @@ class AlignmentConfig(BaseModel):
             else "{}\n"
         )
 
+    def whole(self) -> dict[str, Any]:
+        """Every field, in JSON types: what was written down so stays what it was when a default changes."""
+        return json.loads(self.model_dump_json())
+
     def differences(self) -> dict[str, Any]:
         """The fields that are not at their default, in JSON types."""
         return json.loads(self.model_dump_json(exclude_defaults=True))

@@ -42,7 +42,10 @@ options = {
 
 @st.composite
 def configs(draw):
-    config = AlignmentConfig.parse(draw(st.fixed_dictionaries({}, optional=options)))
+    values = draw(st.fixed_dictionaries({}, optional=options))
+    if values.get("kv_projection_mode") == "flat" and values.get("flat_kind") == "elastic":
+        values.pop("attention_target", None)  # an elastic projector has no weights by head to mix with
+    config = AlignmentConfig.parse(values)
     if config.layer_matrix is not None and draw(st.booleans()):
         config = AlignmentConfig.parse({**config.model_dump(), "layer_mapping_strategy": "custom"})
     return config

@@ -149,5 +149,5 @@ class MatrixConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """YAML that `from_yaml` reads back to an equal object."""
-        values = {"arms": list(self.arms), "seeds": list(self.seeds), "base": self.base.differences()}
+        values = {"arms": list(self.arms), "seeds": list(self.seeds), "base": self.base.whole()}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

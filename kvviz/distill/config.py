@@ -240,11 +240,20 @@ class DistillConfig(AlignmentConfig):
             values.pop("init", None)
         return type(self).parse(values)
 
+    def whole(self) -> dict[str, Any]:
+        """As in `AlignmentConfig`; trainer arguments as a mapping."""
+        arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in self.trainer}
+        return super().whole() | {"trainer": arguments}
+
+    def to_whole_yaml(self) -> str:
+        """Every key as YAML, which `from_yaml` reads back to an equal object whatever the defaults are by then."""
+        return yaml.safe_dump(self.whole(), sort_keys=False, allow_unicode=True)
+
     def differences(self) -> dict[str, Any]:
         """As in `AlignmentConfig`; trainer arguments as a mapping."""
         values = super().differences()
         if "trainer" in values:
-            values["trainer"] = dict(values["trainer"])
+            values["trainer"] = self.whole()["trainer"]
         return values
 
 

@@ -99,7 +99,7 @@ class Run:
         """Write what a run starts with into the folder: configuration, status, and the reserve for a full disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
         now = time.time()
-        (self.folder / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
+        (self.folder / CONFIG).write_text(config.to_whole_yaml(), encoding="utf-8")
         status_file.reserve(self.folder)
         write_state(self.folder, RunState("queued", steps=config.steps, created=now, updated=now))
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
+import yaml
 
 from kvviz.config import ConfigError
 from kvviz.distill import status as status_file
@@ -329,3 +330,13 @@ def test_a_status_that_does_not_fit_leaves_the_one_before(run, monkeypatch):
         run.write_status("running", step=4)
     assert run.state().step == 3
     assert not list(run.folder.glob(".status.json.*"))
+
+
+def test_a_run_stays_what_it_was_when_a_default_changes(tmp_path):
+    config = DistillConfig.parse({"steps": 7, "trainer": {"fsdp": ["full_shard"], "bf16": True}})
+    run = Run.create(config, tmp_path)
+    assert run.config == config
+    written = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert set(written) == set(DistillConfig.model_fields)
+    assert set(written["loss_config"]) == set(type(config.loss_config).model_fields)
+    assert written["trainer"] == {"bf16": True, "fsdp": ["full_shard"]}
