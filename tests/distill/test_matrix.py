@@ -155,8 +155,8 @@ def test_a_stop_without_a_queue_reaches_the_runs(matrix):
     psutil.Process(made.state().pid).kill()
     until(lambda: made.state().status == "lost")
     stop_matrix(made)
-    until(lambda: not cell.state.alive)
-    assert cell.state.status == "stopped"
+    # Between its end and the word about it, a run that had to be ended firmly is lost for a moment.
+    until(lambda: cell.state.status == "stopped")
 
 
 def test_a_second_start_is_refused_in_words(matrix):

@@ -24,6 +24,8 @@ SMALL = {
     "max_new_tokens": 20,
     "calibration_examples": 20,
     "device": "cpu",
+    # Heavy, so that eight steps are enough to see the held-out objective fall.
+    "loss_config": {"alpha_k": 1.0, "alpha_v": 1.0, "alpha_attn": 0.5},
 }
 LOSSES = ("loss", "ce_loss", "k_loss", "v_loss", "attn_loss")
 
