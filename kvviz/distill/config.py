@@ -61,7 +61,7 @@ class DistillLossConfig(LossConfig):
         title="Logit KD weight",
         description="KL(teacher ‖ student) of next-token probabilities; needs one tokenizer for both models.",
     )
-    # The report's weights of 1, 1 and 0.5 pull keys and values so hard that the answers suffer; 0.1 each still costs some.
+    # Light: 0.1 each gained nothing over cross-entropy alone (docs/ab-matrix.md), 1 on V was worse in one look.
     alpha_k: float = Field(
         0.02, ge=0, title="K weight", description="1 − cosine of the student's keys to the aligned teacher's."
     )
