@@ -13,9 +13,9 @@ from typing import Any
 
 import streamlit as st
 
-from app.watching import duration
 from app.words import explain, plain
 from kvviz.distill.config import DistillConfig
+from kvviz.distill.progress import duration
 
 PROGRAM = (sys.executable, "-m", "kvviz")
 KEY = "estimate"

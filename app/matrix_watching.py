@@ -15,13 +15,14 @@ from app.charts import curve_chart
 from app.matrix_table import accuracy_table, cache_table
 from app.page import theme
 from app.view import current
-from app.watching import COLORS, ICONS, duration
+from app.watching import COLORS, ICONS
 from app.words import explain, plain
 from kvviz.config import ConfigError
 from kvviz.distill import ab
 from kvviz.distill.arms import ARMS
 from kvviz.distill.matrix import CONFIG, Cell, Matrix
 from kvviz.distill.problems import RunGone
+from kvviz.distill.progress import duration
 from kvviz.distill.queue import resume_matrix, stop_matrix
 from kvviz.distill.status import RunState
 from kvviz.errors import ExplainedError

@@ -17,7 +17,7 @@ from kvviz.config import ConfigError
 from kvviz.distill import launch
 from kvviz.distill.metrics import MetricsTail
 from kvviz.distill.problems import RunGone
-from kvviz.distill.progress import Pace, pace
+from kvviz.distill.progress import Pace, duration, pace
 from kvviz.distill.run import Run
 from kvviz.distill.status import STOP, RunState, Status
 from kvviz.errors import ExplainedError
@@ -276,13 +276,3 @@ def _uses_kd(run: Run, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _latest(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
     return next((row for row in reversed(rows) if row.get(name) is not None), None)
-
-
-def duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

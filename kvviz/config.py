@@ -226,10 +226,7 @@ class AlignmentConfig(BaseModel):
         Raises:
             ConfigError: with one line a field that is unknown or has a value it cannot take.
         """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(cls, detail) for detail in error.errors())) from error
+        return strict(cls, values)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -296,6 +293,18 @@ def _short(number: float) -> str:
 
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def strict(model: type[M], values: Mapping[str, Any]) -> M:
+    """Build a model from values a person wrote.
+
+    Raises:
+        ConfigError: with one line a field that is unknown or has a value it cannot take.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(model, detail) for detail in error.errors())) from error
 
 
 def tolerant(model: type[M], values: Mapping[str, Any]) -> tuple[M, list[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from kvviz.distill.answers import answered_steps, read_answers
 from kvviz.distill.arms import ARMS, BASELINE, ZERO
 from kvviz.distill.matrix import Cell, Matrix
-from kvviz.distill.run import Run
+from kvviz.distill.run import PROJECTORS, Run
 
 DRAWS = 10_000
 AT_ONCE = 1_000  # of the draws, so that their weights stay small
@@ -226,7 +226,7 @@ def parameters(cell: Cell) -> int | None:
     if checkpoint is None:
         return None
     try:
-        with safe_open(checkpoint / "projectors.safetensors", framework="np") as file:
+        with safe_open(checkpoint / PROJECTORS, framework="np") as file:
             names = [name for name in file.keys() if name != "layer_matrix"]  # noqa: SIM118
             shapes = {name: file.get_slice(name).get_shape() for name in names}
     except (OSError, SafetensorError):

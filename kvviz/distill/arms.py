@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from kvviz.config import ConfigError, _explain
+from kvviz.config import ConfigError, strict
 from kvviz.distill.config import DistillConfig
 
 # The report trains its projectors along with the student: linear ones, one map for all layers, without an offset, and one
@@ -120,10 +120,7 @@ class MatrixConfig(BaseModel):
         Raises:
             ConfigError: with one line a key that is unknown or has a value it cannot take.
         """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(cls, detail) for detail in error.errors())) from error
+        return strict(cls, values)
 
     @classmethod
     def from_yaml(cls, text: str, where: str = "the matrix") -> Self:

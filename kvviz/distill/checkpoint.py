@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kvviz.distill.problems import RunError
-from kvviz.distill.run import Run
+from kvviz.distill.run import PROJECTORS, Run
 from kvviz.errors import sentence
 
-PROJECTORS = "projectors.safetensors"
 PREFIX = "projectors."
 
 

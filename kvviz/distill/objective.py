@@ -71,11 +71,6 @@ class Objective(nn.Module):
         ):
             aligner.projectors[part].requires_grad_(trained and weight > 0)
 
-    @property
-    def reads_teacher(self) -> bool:
-        """Whether a training step needs the teacher at all."""
-        return self.settings.loss_config.structural or self.settings.loss_config.alpha_kd > 0
-
     def forward(self, every: bool = False, **batch: Tensor) -> dict[str, Tensor]:
         """every: also the terms of weight 0, for an evaluation (logit KD apart)."""
         terms, _ = self.compare(batch, every=every)

@@ -45,7 +45,8 @@ __all__ = [
 
 CONFIG = "config.yaml"
 LOG = "log.txt"
-COMPLETE = "complete"
+COMPLETE = "complete"  # written last into a checkpoint: one without it was cut short
+PROJECTORS = "projectors.safetensors"
 LOG_BYTES = 256_000  # The most of a log that is read for its last lines.
 
 

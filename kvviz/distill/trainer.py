@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +21,8 @@ from kvviz.distill.data import Data, Example
 from kvviz.distill.evaluate import Answer, accuracy, add_up, answers, by_head, collapsing, merged, summary
 from kvviz.distill.objective import TERMS, Objective
 from kvviz.distill.prepare import Prepared
+from kvviz.distill.run import COMPLETE, PROJECTORS
 
-PROJECTORS = "projectors.safetensors"
-COMPLETE = "complete"  # a file written last: a checkpoint without it was cut short
 OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt")
 PROBE_EXAMPLES = 4  # held-out examples whose errors head by head go into every snapshot
 EVAL_BATCH = 32
@@ -170,14 +169,18 @@ class DistillTrainer(Trainer):
         for first in range(0, len(ordered), EVAL_BATCH):
             yield self._prepare_inputs(self.prepared.collator(ordered[first : first + EVAL_BATCH]))
 
+    @cached_property
+    def probe(self) -> dict[str, Tensor]:
+        """The held-out batch of every snapshot: the same, so that it is read into tokens once."""
+        return next(iter(self.batches(self.prepared.data.evaluation[:PROBE_EXAMPLES])))
+
     def take_snapshot(self) -> None:
         """Errors head by head on a few held-out examples, and the projectors where they are trained (or at the start)."""
         step = self.state.global_step
         was_training = self.model.training
         self.model.eval()
-        batch = next(iter(self.batches(self.prepared.data.evaluation[:PROBE_EXAMPLES])))
         with self.compute_loss_context_manager():
-            tensors = by_head(self.objective, batch)
+            tensors = by_head(self.objective, self.probe)
         self.model.train(was_training)
         if step == 0 or self.prepared.config.aligner == "trained":
             tensors |= {f"projectors.{name}": value for name, value in projectors_of(self.objective).items()}
@@ -278,13 +281,3 @@ def arguments(config: DistillConfig, folder: Path, device: torch.device) -> Trai
         "ddp_find_unused_parameters": not (config.loss_config.alpha_ce or config.loss_config.alpha_kd),
     }
     return TrainingArguments(**values | dict(config.trainer))
-
-
-def seconds(value: float) -> str:
-    """A duration as a person says it: 45 s, 3 min 20 s, 2 h 5 min."""
-    whole = math.ceil(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

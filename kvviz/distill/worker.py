@@ -19,8 +19,9 @@ from kvviz.distill.ab import gain
 from kvviz.distill.answers import answers_path
 from kvviz.distill.evaluate import Answer
 from kvviz.distill.prepare import prepare
+from kvviz.distill.progress import duration
 from kvviz.distill.run import Run
-from kvviz.distill.trainer import DistillTrainer, seconds
+from kvviz.distill.trainer import DistillTrainer
 
 Ending = Literal["finished", "stopped"]
 
@@ -100,7 +101,7 @@ def work(run: Run) -> Ending:
             f"{part.upper()} {score.total_r2:.3f}" for part, score in prepared.fit.scores.items()
         )
         print(f"projectors on examples held out from their fit, R²: {scores}", flush=True)
-    print(f"{prepared.data.source}; ready after {seconds(time.monotonic() - began)}", flush=True)
+    print(f"{prepared.data.source}; ready after {duration(time.monotonic() - began)}", flush=True)
     follow = FollowRun(run)
 
     trainer = DistillTrainer(prepared, run.folder / "checkpoints", RunRecord(run), [follow])
