@@ -1,22 +1,21 @@
-"""Figures on a page: drawn with one configuration, and what a click on them means."""
+"""Figures on a page, and what a click on them means."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, get_args
 
 import plotly.graph_objects as go
 import streamlit as st
 
-from kvviz.figures.heatmap import clicked_cell
+from app.components.plotly_figure import plotly_figure
+from app.view import Side
 from kvviz.figures.runs import Chart
-
-CONFIG = {"displaylogo": False, "showSendToCloud": False}
 
 
 def chart(figure: go.Figure, key: str) -> None:
     """A figure that only shows."""
-    st.plotly_chart(figure, theme=None, key=key, config=CONFIG)
+    plotly_figure(figure, key)
 
 
 def curve_chart(curves: Chart, key: str) -> None:
@@ -28,40 +27,43 @@ def curve_chart(curves: Chart, key: str) -> None:
 def cell_chart(figure: go.Figure, key: str, picked: Callable[[int, int], None]) -> None:
     """A heatmap of `kvviz.figures.heatmap.cells`; `picked(row, col)` is called before the page runs again."""
 
-    def selected() -> None:
-        cell = clicked_cell(_points(key))
+    def clicked(_trace: str, data: list[Any]) -> None:
+        cell = whole_numbers(data, 2)
         if cell is not None:
             picked(*cell)
 
-    _selectable(figure, key, selected)
+    plotly_figure(figure, key, clicked)
 
 
-def token_chart(figure: go.Figure, key: str, picked: Callable[[int], None]) -> None:
-    """A figure whose marks carry `customdata=[position]`; `picked(position)` is called before the page runs again."""
+def token_chart(
+    figure: go.Figure, key: str, picked: Callable[[int], None], maps: Collection[str] = ()
+) -> None:
+    """A figure whose marks carry `customdata=[position]`; `picked(position)` is called before the page runs again.
 
-    def selected() -> None:
-        position = clicked_position(_points(key))
-        if position is not None:
-            picked(position)
+    maps: the heatmaps of the figure whose rows are positions, by the names of their traces.
+    """
 
-    _selectable(figure, key, selected)
+    def clicked(trace: str, data: list[Any]) -> None:
+        place = whole_numbers(data, 2 if trace in maps else 1)
+        if place is not None:
+            picked(place[0])
 
-
-def clicked_position(points: Sequence[dict]) -> int | None:
-    """The position in a selection's first point that has one; what is not a whole number counts as no click."""
-    for point in points:
-        data = point.get("customdata")
-        if isinstance(data, dict):  # some versions of plotly.js send arrays as {"0": …}
-            data = [data.get("0")]
-        value = data[0] if isinstance(data, (list, tuple)) and data else None
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
-            return int(value)
-    return None
+    plotly_figure(figure, key, clicked)
 
 
-def _points(key: str) -> list[dict[str, Any]]:
-    return st.session_state[key].selection.points
+def side_chart(figure: go.Figure, key: str, picked: Callable[[Side, int], None]) -> None:
+    """A figure whose marks carry `customdata=[side, position]`; `picked` is called before the page runs again."""
+
+    def clicked(_trace: str, data: list[Any]) -> None:
+        position = whole_numbers(data[1:], 1)
+        if position is not None and data[0] in get_args(Side):
+            picked(data[0], position[0])
+
+    plotly_figure(figure, key, clicked)
 
 
-def _selectable(figure: go.Figure, key: str, selected: Callable[[], None]) -> None:
-    st.plotly_chart(figure, theme=None, key=key, config=CONFIG, on_select=selected, selection_mode="points")
+def whole_numbers(data: list[Any], count: int) -> list[int] | None:
+    """What the browser sent, as so many whole numbers; None where it is anything else."""
+    if len(data) != count or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in data):
+        return None
+    return [int(one) for one in data] if all(float(one).is_integer() for one in data) else None

@@ -11,12 +11,15 @@ if str(ROOT) not in sys.path:  # `streamlit run` puts only this folder on the pa
 
 import streamlit as st  # noqa: E402
 
-# First, and by the name under which the server may be importing it meanwhile: whoever imports transformers while another
+from app.components.plotly_figure import prefetch  # noqa: E402
+
+st.set_page_config(page_title="kvviz", page_icon=str(ROOT / "app" / "icon.png"), layout="wide")
+prefetch()
+
+# By the name under which the server may be importing it meanwhile: whoever imports transformers while another
 # thread is at it gets a module without its names.
 import kvviz.inspection  # noqa: E402, F401
 from app import sidebar, view  # noqa: E402
-
-st.set_page_config(page_title="kvviz", page_icon=str(ROOT / "app" / "icon.png"), layout="wide")
 
 PAGES = {
     "Inspect": [

@@ -145,9 +145,9 @@ def _calibrated(view: View, reading: Reading, teacher: LoadedModel, student: Loa
     own = None if view.bundled else st.session_state.get("calibration_texts")
     texts: CalibrationTexts = own or resources.bundled_texts()
     key = resources.calibration_key(reading, teacher, student, view.alignment, texts)
+    slot = st.empty()  # Calibrated or not: what stands below keeps its place, and its picture.
     if resources.kept_calibration(key) is not None:
         return key
-    slot = st.empty()
     if not view.bundled or st.session_state.get("calibration_cancelled"):
         asked = _asked(slot, view)
         if asked is None:

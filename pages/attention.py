@@ -200,7 +200,12 @@ def _maps(page: Page, layer: int, head: int, kl: np.ndarray, tokens: list[str], 
             bend=page.view.bend,
             selected=token,
         )
-        token_chart(figure, "attention.maps", lambda position: update(token=position))
+        token_chart(
+            figure,
+            "attention.maps",
+            lambda position: update(token=position),
+            maps=("teacher, aligned", "student"),
+        )
         return
     panels, top = figures.attention_panels(true, aligned, own, teacher_tokens, tokens, bend=page.view.bend)
 

@@ -163,18 +163,17 @@ def _matrices(
         help="The aligned teacher's vectors, the student's own and their difference, on one colour scale.",
     )
     if not needs_canvas(student.numpy()):
-        chart(
-            figures.head_matrices(
-                projected.numpy(),
-                student.numpy(),
-                tokens,
-                theme=page.theme,
-                part=chosen.part,
-                selected=token,
-                height=min(max(6 * len(tokens), 240), 640),
-            ),
-            "errors.matrices",
+        figure = figures.head_matrices(
+            projected.numpy(),
+            student.numpy(),
+            tokens,
+            theme=page.theme,
+            part=chosen.part,
+            selected=token,
+            height=min(max(6 * len(tokens), 240), 640),
         )
+        names = [trace.name for trace in figure.data]
+        token_chart(figure, "errors.matrices", lambda position: update(token=position), maps=names)
         return
     named = {"teacher, projected": projected, "student": student, "difference": projected - student}
     span = limits(torch.stack(list(named.values())).numpy(), "diverging")

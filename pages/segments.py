@@ -11,7 +11,7 @@ import streamlit as st
 from torch import Tensor
 
 from app import segmenting
-from app.charts import CONFIG, chart
+from app.charts import chart, side_chart
 from app.components.canvas_heatmap import canvas_heatmap
 from app.controls import choice, keyed
 from app.page import Page, open_page, plain
@@ -148,29 +148,11 @@ def _ribbons(page: Page, shown: Drawn, found: dict[Side, Edited]) -> None:
         theme=page.theme,
     )
 
-    def picked() -> None:
-        place = _clicked_token(st.session_state["segments.ribbons"].selection.points)
-        if place is not None:
-            _select(shown, found, *place)
-
-    st.plotly_chart(
-        figure, theme=None, key="segments.ribbons", config=CONFIG, on_select=picked, selection_mode="points"
-    )
+    side_chart(figure, "segments.ribbons", lambda side, position: _select(shown, found, side, position))
     st.caption(
         "Bands join corresponding segments; a thin line joins each student token to the middle of what it reads. "
         "Stretch: teacher tokens for each student token. Click a token to edit its segment."
     )
-
-
-def _clicked_token(points: Sequence[dict[str, Any]]) -> tuple[str, int] | None:
-    """("teacher" or "student", position) of a click on a ribbon."""
-    for point in points:
-        data = point.get("customdata")
-        if isinstance(data, dict):  # some versions of plotly.js send arrays as {"0": …, "1": …}
-            data = [data.get("0"), data.get("1")]
-        if isinstance(data, (list, tuple)) and len(data) >= 2 and data[0] in ("teacher", "student"):
-            return data[0], int(data[1])
-    return None
 
 
 def _select(shown: Drawn, found: dict[Side, Edited], side: str, position: int) -> None:

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from kvviz.figures.canvas import DECADES, Bend, CanvasPanel, quantise
-from kvviz.figures.heatmap import PAGE_WIDTH, STEADY, Bracket, cells, clicks, color_bar
+from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, cells, color_bar
 from kvviz.figures.labels import hover_tokens, number, token_axis, x_ticks, y_ticks
 from kvviz.figures.theme import Theme, lay_out
 from kvviz.figures.tokens import token_values
@@ -81,7 +81,7 @@ def kl_map(
 ) -> go.Figure:
     """KL(teacher ‖ student) of every student layer (rows) and query head (columns) in nats: values [L_s, Hq_s].
 
-    `baseline`: the same under the identity map, told in the hover. Clicks as in `cells`: customdata = [layer, head].
+    `baseline`: the same under the identity map, told in the hover. Clicks as in `cells`: [layer, head].
     """
     hover = None
     if baseline is not None:
@@ -129,7 +129,7 @@ def attention_maps(
         wide: all four in a row (for pages of 1,100 pixels and more), else two by two.
         selected: a student position whose row is framed.
 
-    A click on a KL bar carries `customdata=[position]`. Raises ValueError when shapes do not match the tokens, or when a map
+    A click on a KL bar carries `customdata=[position]`, one on a map `pointNumber=[query, key]`. Raises ValueError when shapes do not match the tokens, or when a map
     is larger than `needs_canvas` allows.
     """
     teacher, aligned, student = (np.asarray(a, dtype=np.float32) for a in (teacher, aligned, student))
@@ -214,7 +214,6 @@ def attention_maps(
         },
         showlegend=False,
         hovermode="closest",
-        clickmode="event+select",
         dragmode="pan",
         shapes=shapes,
         bargap=0.1,
@@ -243,8 +242,7 @@ def _add_row_bars(
         y=list(range(len(values))),
         x=np.where(np.isfinite(values), values, 0.0),
         marker={"color": theme.accent, "line": {"width": 0}},
-        customdata=clicks(range(len(values))),
-        **STEADY,
+        customdata=[[position] for position in range(len(values))],
         hovertext=[
             f"query {lines[position]}<br>KL: <b>{number(float(value))}</b> nats"
             for position, value in enumerate(values)

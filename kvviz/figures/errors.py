@@ -60,7 +60,7 @@ def error_map(
         part: "k", "v" or "q", for the axis title.
         baseline: [L_s, H_s], the identity map's values, told in the hover.
 
-    Clicks as in `cells`: customdata = [layer, head].
+    Clicks as in `cells`: [layer, head].
     """
     kind = METRICS[metric]
     values = np.asarray(values, dtype=np.float64)

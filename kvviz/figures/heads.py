@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from kvviz.figures.heatmap import PAGE_WIDTH, STEADY, Bracket, cells, clicks
+from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, cells
 from kvviz.figures.labels import escape, number, x_ticks
 from kvviz.figures.theme import Theme
 
@@ -38,7 +38,7 @@ def mixer(
 ) -> go.Figure:
     """A head mixer A [H_s, H_t] of `part` ("q", "k" or "v"): student heads down, teacher heads across, signed weights.
 
-    Brackets as from `gqa_brackets`. Clicks as in `cells`: customdata = [student head, teacher head].
+    Brackets as from `gqa_brackets`. Clicks as in `cells`: [student head, teacher head].
     """
     kind = "query head" if part.lower() == "q" else "KV head"
     return cells(
@@ -92,8 +92,7 @@ def head_bars(
                 "width": [3 if head == selected else 0 for head in range(len(values))],
             },
         },
-        customdata=clicks(range(len(values))),
-        **STEADY,
+        customdata=[[head] for head in range(len(values))],
         hovertext=[
             f"{escape(head_title)} <b>{head}</b><br>{escape(unit)}: <b>{number(float(value))}</b>"
             + ("<br>dead: reads almost nothing" if head in gone else "")
@@ -141,7 +140,6 @@ def head_bars(
         bargap=0.3,
         showlegend=False,
         hovermode="closest",
-        clickmode="event+select",
         dragmode="pan",
         shapes=lines,
         annotations=notes,

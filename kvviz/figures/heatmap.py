@@ -1,8 +1,4 @@
-"""One heatmap for every grid of cells: layers × heads, layers × layers, heads × heads.
-
-Plotly reports no click on a heatmap itself. A layer of invisible points, one in the middle of every cell, reports it
-instead: with an unlimited hover distance the nearest point is the cell under the pointer, whatever size the cell has.
-"""
+"""One heatmap for every grid of cells: layers × heads, layers × layers, heads × heads."""
 
 from __future__ import annotations
 
@@ -20,8 +16,8 @@ Scale = Literal["sequential", "diverging", "unit"]
 Bracket = tuple[int, int, str]
 
 PAGE_WIDTH = 700
-# One point a cell is an SVG element each: beyond this many the page is slow, and the canvas component takes over.
-MOST_CLICKABLE = 4096
+# A cross is an SVG element of its own: more of them make a page slow. The pale patches remain.
+MOST_CROSSED = 4096
 # Below a hundred values the 99th percentile is only a share of the largest.
 FEWEST_TO_CLIP = 100
 
@@ -137,7 +133,7 @@ def cells(
         height: pixels of the whole figure, by default by the number of rows. width: the narrowest page (pixels) on which
             labels must not overlap.
 
-    A click (a point selection of trace "cells", `clickmode="event+select"`) carries `customdata=[row, col]`.
+    A click on trace "values" carries `pointNumber=[row, col]` (plotly.js's `plotly_click`).
     Raises ValueError when `values` is not two-dimensional or empty, or when names or hover do not match its shape.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -172,15 +168,14 @@ def cells(
         zmax=span.high,
         colorscale=[list(stop) for stop in colors(scale, theme)],
         colorbar=color_bar(span.title(unit), theme, xpad=10 + bracket_width),
-        hoverinfo="skip",
+        text=_hovers(values, row_names, col_names, row_title, col_title, unit, hover),
+        hovertemplate="%{text}<extra></extra>",
         xgap=1 if cols <= 64 else 0,
         ygap=1 if rows <= 64 else 0,
     )
     if show_values:
         _add_written(figure, values, span, colors(scale, theme), theme)
     _add_missing(figure, shown, theme)
-    if values.size <= MOST_CLICKABLE:
-        _add_click_layer(figure, values, row_names, col_names, row_title, col_title, unit, hover)
 
     frames: list[dict] = []
     for row in highlight_rows:
@@ -199,8 +194,6 @@ def cells(
         height=height,
         margin={"l": left, "r": right, "t": top, "b": bottom},
         hovermode="closest",
-        hoverdistance=-1,
-        clickmode="event+select",
         dragmode="pan",
         showlegend=False,
         shapes=frames + bracket_shapes,
@@ -215,39 +208,6 @@ def cells(
     return figure
 
 
-# Bars keep their colours when one of them is selected: what is selected is shown by a frame, which outlives a redraw.
-STEADY = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}}}
-
-
-def clicks(*columns: Sequence | np.ndarray) -> np.ndarray:
-    """`customdata` from one sequence for each of its columns: [points, columns] of plain objects.
-
-    Numbers in a typed array would come back from a click as {"0": …, "1": …}.
-    """
-    data = np.empty((len(columns[0]), len(columns)), dtype=object)
-    for index, column in enumerate(columns):
-        data[:, index] = column.tolist() if isinstance(column, np.ndarray) else list(column)
-    return data
-
-
-def clicked_cell(points: Sequence[dict]) -> tuple[int, int] | None:
-    """(row, col) from the points of a plotly selection event on `cells`, None when there are none.
-
-    `points` come from the browser: whatever is not a pair of whole numbers counts as no click.
-    """
-    for point in points:
-        data = point.get("customdata")
-        if isinstance(data, dict):  # some versions of plotly.js send arrays as {"0": …, "1": …}
-            data = [data.get("0"), data.get("1")]
-        if isinstance(data, (list, tuple)) and len(data) >= 2:
-            row, col = data[:2]
-            if all(
-                isinstance(n, (int, float)) and not isinstance(n, bool) and n == int(n) for n in (row, col)
-            ):
-                return int(row), int(col)
-    return None
-
-
 def _names(names: Sequence[str] | None, count: int, what: str) -> list[str]:
     if names is None:
         return [str(index) for index in range(count)]
@@ -259,7 +219,7 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> list[str]:
 def _add_written(figure: go.Figure, values: np.ndarray, span: Limits, stops, theme: Theme) -> None:
     """Each value in its cell, black or white, whichever is easier to read on the cell's colour.
 
-    As two clear heatmaps, one a text colour: the text of a scatter would fade when a cell is selected.
+    As two clear heatmaps, one a text colour: a heatmap's text has one colour for all cells.
     """
     finite = np.isfinite(values)
     texts = np.full(values.shape, "", dtype=object)
@@ -296,7 +256,7 @@ def _add_missing(figure: go.Figure, shown: np.ndarray, theme: Theme) -> None:
         xgap=1 if shown.shape[1] <= 64 else 0,
         ygap=1 if shown.shape[0] <= 64 else 0,
     )
-    if missing.sum() <= MOST_CLICKABLE:
+    if missing.sum() <= MOST_CROSSED:
         rows, cols = np.nonzero(missing)
         figure.add_scatter(
             name="no value",
@@ -308,36 +268,18 @@ def _add_missing(figure: go.Figure, shown: np.ndarray, theme: Theme) -> None:
         )
 
 
-def _add_click_layer(figure, values, row_names, col_names, row_title, col_title, unit, hover) -> None:
-    rows, cols = values.shape
+def _hovers(values, row_names, col_names, row_title, col_title, unit, hover) -> list[list[str]]:
+    """What each cell says under the pointer, [rows][cols], escaped."""
     row_lines = [f"{escape(row_title)} <b>{label(name, 60)}</b>" for name in row_names]
     col_lines = [f"{escape(col_title)} <b>{label(name, 60)}</b>" for name in col_names]
-    texts = []
-    for row in range(rows):
-        for col in range(cols):
-            lines = [
-                row_lines[row],
-                col_lines[col],
-                f"{escape(unit)}: <b>{number(float(values[row, col]))}</b>",
-            ]
-            if hover is not None and hover[row][col]:
-                lines += [escape(line) for line in hover[row][col].split("\n")]
-            texts.append("<br>".join(lines))
-    row_index, col_index = np.indices((rows, cols)).reshape(2, -1)
-    figure.add_scatter(
-        name="cells",
-        x=col_index,
-        y=row_index,
-        mode="markers",
-        # Small on purpose: inside overlapping markers plotly could not tell which cell is nearer.
-        marker={"symbol": "square", "size": 6, "opacity": 0},
-        selected={"marker": {"opacity": 0}},
-        unselected={"marker": {"opacity": 0}},
-        customdata=clicks(row_index, col_index),
-        text=np.array(texts, dtype=object),
-        hovertemplate="%{text}<extra></extra>",
-        showlegend=False,
-    )
+
+    def words(row: int, col: int) -> str:
+        lines = [row_lines[row], col_lines[col], f"{escape(unit)}: <b>{number(float(values[row, col]))}</b>"]
+        if hover is not None and hover[row][col]:
+            lines += [escape(line) for line in hover[row][col].split("\n")]
+        return "<br>".join(lines)
+
+    return [[words(row, col) for col in range(len(col_names))] for row in range(len(row_names))]
 
 
 def _frame(x0: float, y0: float, x1: float, y1: float, color: str, line_width: float) -> dict:

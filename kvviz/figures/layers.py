@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from kvviz.figures.heatmap import PAGE_WIDTH, STEADY, cells, clicks
+from kvviz.figures.heatmap import PAGE_WIDTH, cells
 from kvviz.figures.labels import escape, number, x_ticks
 from kvviz.figures.theme import Theme
 
@@ -25,7 +25,7 @@ def layer_map(
     """M [L_s, L_t]: student layers down, teacher layers across, colour the weight from 0; rows sum to 1.
 
     Teacher layers in `unmapped` are marked "∅" above their column, those in `overloaded` "▲"; their hover says which.
-    Clicks as in `cells`: customdata = [student layer, teacher layer].
+    Clicks as in `cells`: [student layer, teacher layer].
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     loads = matrix.sum(axis=0) if matrix.ndim == 2 else np.zeros(0)
@@ -86,8 +86,7 @@ def per_layer_error(
             y=values,
             width=bar * 0.92,
             marker={"color": theme.part(part)},
-            customdata=clicks(range(count)),
-            **STEADY,
+            customdata=[[layer] for layer in range(count)],
             hovertext=[
                 f"student layer <b>{layer}</b>, {escape(part)}<br>{escape(unit)}: <b>{number(float(value))}</b>"
                 for layer, value in enumerate(values)
@@ -127,7 +126,6 @@ def per_layer_error(
         height=270,
         margin={"l": 54, "r": 12, "t": 30, "b": below + 28},
         hovermode="closest",
-        clickmode="event+select",
         dragmode="pan",
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
         shapes=frames,

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from kvviz.figures.heatmap import STEADY, clicks, color_bar
+from kvviz.figures.heatmap import color_bar
 from kvviz.figures.labels import escape, hover_tokens, label, token_axis, x_ticks, y_ticks
 from kvviz.figures.theme import Theme, lay_out, translucent
 from kvviz.figures.tokens import ribbon_hover
@@ -98,7 +98,6 @@ def ribbons(
         bargap=0,
         barmode="overlay",
         hovermode="closest",
-        clickmode="event+select",
         dragmode="pan",
         showlegend=True,
         # Plotly measures an entry a little short: without a width of its own it touches the next.
@@ -263,8 +262,7 @@ def _ribbon(side, tokens, ids, names, low: float, high: float, theme: Theme) -> 
             "color": [theme.segment(int(segment)) for segment in ids],
             "line": {"color": theme.background, "width": 0.8 if count <= 300 else 0},
         },
-        customdata=clicks([side] * count, range(count)),
-        **STEADY,
+        customdata=[[side, position] for position in range(count)],
         hovertext=[f"{side} {line}" for line in ribbon_hover(tokens, ids, names)],
         hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
@@ -290,5 +288,4 @@ def _reading_marks(weight: np.ndarray, teacher_tokens: Sequence[str], theme: The
                 marker={"symbol": symbol, "size": 6, "color": color},
                 text=[f"teacher token {lines[position]}<br>{escape(name)}" for position in positions],
                 hovertemplate="%{text}<extra></extra>",
-                **STEADY,
             )

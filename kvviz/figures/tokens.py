@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from kvviz.figures.heatmap import STEADY, clicks, color_bar, limits
+from kvviz.figures.heatmap import color_bar, limits
 from kvviz.figures.labels import columns, escape, hover_tokens, label, number, visible, x_ticks
 from kvviz.figures.theme import MONO_FAMILY, Theme
 
@@ -68,7 +68,7 @@ def token_values(
         f"token {text}<br>{escape(unit)}: <b>{number(float(value))}</b>"
         for text, value in zip(hover_tokens(tokens), values, strict=True)
     ]
-    positions = clicks(range(len(tokens)))
+    positions = [[position] for position in range(len(tokens))]
 
     figure = go.Figure()
     figure.add_bar(
@@ -78,7 +78,6 @@ def token_values(
         base=tops,
         width=np.maximum(width - (0.35 if flowing else 0.0), 0.1),
         customdata=positions,
-        **STEADY,
         hovertext=hovers,
         hovertemplate="%{hovertext}<extra></extra>",
         marker={
@@ -111,8 +110,6 @@ def token_values(
             mode="text",
             text=[label(token, 24) for token in tokens],
             textfont={"size": 11, "color": theme.text, "family": MONO_FAMILY},
-            selected={"textfont": {"color": theme.text}},
-            unselected={"textfont": {"color": theme.text}},
             customdata=positions,
             hovertext=hovers,
             hovertemplate="%{hovertext}<extra></extra>",
@@ -136,7 +133,6 @@ def token_values(
         height=height,
         margin={"l": 10, "r": 88, "t": 8, "b": below},
         showlegend=False,
-        clickmode="event+select",
         hovermode="closest",
         dragmode="pan",
         shapes=frames,

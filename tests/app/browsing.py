@@ -43,9 +43,17 @@ def open_at(page: str, **address: object) -> AppTest:
     return app.run()
 
 
+def specs(app: AppTest) -> list[str]:
+    """The figures of the page as plotly's JSON, in reading order."""
+    figures = (one.proto for one in app.get("bidi_component"))
+    return [
+        one.bytes.decode() for one in figures if one.component_name == "kvviz_plotly_figure" and one.bytes
+    ]
+
+
 def charts(app: AppTest) -> int:
     """How many figures the page shows."""
-    return len(app.get("plotly_chart"))
+    return len(specs(app))
 
 
 def notes(app: AppTest) -> str:

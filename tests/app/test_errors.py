@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.app.browsing import HOSTILE, LONG, MODES, READINGS, charts, notes, open_at
+from tests.app.browsing import HOSTILE, LONG, MODES, READINGS, charts, notes, open_at, specs
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -51,9 +51,9 @@ def test_the_way_back_closes_the_detail():
 def test_a_hostile_text_is_never_markup():
     app = open_at("errors", source="own", text=HOSTILE, part="k", head=0)
     assert not app.exception
-    for figure in app.get("plotly_chart"):
-        assert "<script" not in figure.proto.spec
-        assert "<img" not in figure.proto.spec
+    for spec in specs(app):
+        assert "<script" not in spec
+        assert "<img" not in spec
 
 
 def test_a_long_text_goes_to_the_canvas():

@@ -8,6 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from kvviz.align.layers import layer_map, with_weight
+from tests.app.browsing import specs
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
@@ -25,8 +26,8 @@ def address(app: AppTest, name: str) -> str:
     return value[0] if isinstance(value, list) else value
 
 
-def specs(app: AppTest) -> list[dict]:
-    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+def figures(app: AppTest) -> list[dict]:
+    return list(map(json.loads, specs(app)))
 
 
 def texts(app: AppTest) -> str:
@@ -42,7 +43,7 @@ def test_every_strategy(strategy):
     app = layers_page(layer_mapping_strategy=strategy)
     assert not app.exception
     assert not app.error
-    assert len(specs(app)) == 4
+    assert len(figures(app)) == 4
 
 
 @pytest.mark.parametrize(
@@ -60,12 +61,12 @@ def test_every_mode(query):
     app = layers_page(**query)
     assert not app.exception
     assert not app.error
-    assert len(specs(app)) == 4
+    assert len(figures(app)) == 4
 
 
 def test_an_edited_weight_reaches_the_view_the_address_and_the_figures():
     app = layers_page(layer="1", teacher_layer="2")
-    before = specs(app)
+    before = figures(app)
     view = app.session_state["view"]
     assert (view.layer, view.teacher_layer) == (1, 2)
     slider(app, "Weight").set_value(0.25).run()
@@ -78,14 +79,14 @@ def test_an_edited_weight_reaches_the_view_the_address_and_the_figures():
     np.testing.assert_allclose(edited.sum(axis=1), 1, atol=1e-6)
     assert address(app, "layer_mapping_strategy") == "custom"
     assert address(app, "layer_matrix").count(";") == len(edited) - 1
-    after = specs(app)
+    after = figures(app)
     assert after[0] != before[0], "the map itself"
     assert after[1] != before[1], "the errors under it"
 
     next(button for button in app.button if button.label == "Reset to uniform").click().run()
     assert app.session_state["view"].alignment.layer_matrix is None
     assert "layer_matrix" not in app.query_params
-    assert specs(app)[0] == before[0]
+    assert figures(app)[0] == before[0]
 
 
 def test_unread_and_overloaded_layers_are_named():
@@ -108,7 +109,7 @@ def test_a_map_of_another_pair_is_explained_and_can_be_reset():
     next(button for button in app.button if button.label.startswith("Reset")).click().run()
     assert not app.exception
     assert not app.error
-    assert len(specs(app)) == 4
+    assert len(figures(app)) == 4
 
 
 def test_nonsense_in_the_address_is_named_and_the_page_works():
@@ -120,7 +121,7 @@ def test_nonsense_in_the_address_is_named_and_the_page_works():
     named = texts(app).replace("\\", "")
     for field in ("layer:", "teacher_layer:", "layer_mapping_strategy:", "layer_matrix:", "layre:"):
         assert field in named
-    assert len(specs(app)) == 4
+    assert len(figures(app)) == 4
 
 
 def test_layers_beyond_the_pair_are_clamped():

@@ -8,7 +8,7 @@ import pytest
 
 from app import writing
 from kvviz.errors import PromptError
-from tests.app.browsing import MODES, READINGS, charts, notes, open_at
+from tests.app.browsing import MODES, READINGS, charts, notes, open_at, specs
 
 
 def metric(app, label: str):
@@ -49,7 +49,7 @@ def test_the_identity_is_its_own_baseline():
 
 
 def test_the_pipeline_names_the_shapes_of_every_stage():
-    spec = json.loads(open_at("overview").get("plotly_chart")[0].proto.spec)
+    spec = json.loads(specs(open_at("overview"))[0])
     words = " ".join(note["text"] for note in spec["layout"]["annotations"])
     for name in ("Teacher", "Layers", "Time", "Heads and dims", "Student"):
         assert name in words

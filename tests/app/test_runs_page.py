@@ -9,7 +9,7 @@ import pytest
 
 from app import runs_table
 from kvviz.distill.run import list_runs
-from tests.app.browsing import charts, notes, open_at
+from tests.app.browsing import charts, notes, open_at, specs
 from tests.app.lab import curves, runs, widget  # noqa: F401
 from tests.labruns import made_run
 
@@ -95,10 +95,10 @@ def test_the_timeline_moves_by_step_and_is_in_the_address(three, name):
     assert not app.exception
     assert charts(app) == 4
     assert ("The aligner is frozen" in notes(app)) == (name == "first")
-    before = [figure.proto.spec for figure in app.get("plotly_chart")]
+    before = specs(app)
     widget(app, "select_slider", "timeline.step").set_value(5).run()
     assert app.query_params["moment"] == "5"
-    after = [figure.proto.spec for figure in app.get("plotly_chart")]
+    after = specs(app)
     assert before[1:] != after[1:]
     assert (before[0] != after[0]) == (name == "second"), "frozen projectors stay"
     widget(app, "button_group", "control.timeline.part").set_value("q").run()
@@ -153,10 +153,10 @@ def test_every_inspection_page_says_where_it_looks(three, page, name, step):
 
 def test_before_and_after_by_one_button_and_back_to_the_plain_pair(three):
     app = open_at("errors", run="second", checkpoint=10)
-    inside = [figure.proto.spec for figure in app.get("plotly_chart")]
+    inside = specs(app)
     widget(app, "button", "looking.Previous").click().run()
     assert app.query_params == {"run": "second", "checkpoint": "0"}
-    assert [figure.proto.spec for figure in app.get("plotly_chart")] != inside
+    assert specs(app) != inside
     widget(app, "select_slider", "looking.step").set_value(20).run()
     assert app.query_params["checkpoint"] == "20"
     widget(app, "button", "looking.back").click().run()

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.app.browsing import charts, specs
+
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 MODES = [
     {},
@@ -36,7 +38,7 @@ def address(app: AppTest, name: str) -> str:
 
 
 def ribbons(app: AppTest) -> dict:
-    return json.loads(app.get("plotly_chart")[0].proto.spec)
+    return json.loads(specs(app)[0])
 
 
 def named(widgets, label: str):
@@ -53,7 +55,7 @@ def test_every_mode(query):
     assert not app.exception
     assert not app.error
     assert not app.warning
-    assert len(app.get("plotly_chart")) >= 1
+    assert charts(app) >= 1
 
 
 def test_alpha_is_dead_under_the_text_method_and_says_how_to_wake_it():
@@ -96,7 +98,7 @@ def test_ratios_that_leave_nothing_are_said_and_the_page_lives():
     app = segments_page(target_length="20", ratio_map="0:0,1:0,2:0,3:0,4:0,5:0,6:0,7:0,8:0")
     assert not app.exception
     assert "No target length can be shared out" in app.warning[0].value
-    assert len(app.get("plotly_chart")) == 2
+    assert charts(app) == 2
 
 
 def test_rename_move_add_merge_and_back():
@@ -187,7 +189,7 @@ def test_nonsense_in_the_address_is_named_and_the_page_works():
         "time_method:",
     ):
         assert field in said
-    assert len(app.get("plotly_chart")) == 2
+    assert charts(app) == 2
 
 
 def test_numbers_out_of_range_are_clamped():

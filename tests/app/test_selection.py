@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import plotly.graph_objects as go
 import pytest
 
-from app.charts import clicked_position
+from app import charts
+from app.charts import whole_numbers
 from app.selection import Selection, related, sentence
 from kvviz.geometry import Geometry
 
@@ -55,19 +57,40 @@ def test_heads_of_one_group_belong_together(part, head, asked, expected):
 
 
 @pytest.mark.parametrize(
-    ("points", "expected"),
+    ("data", "count", "expected"),
     [
-        ([], None),
-        ([{"customdata": [7]}], 7),
-        ([{"customdata": {"0": 7}}], 7),
-        ([{"customdata": [7.0, 1]}], 7),
-        ([{"x": 1}, {"customdata": [3]}], 3),
-        ([{"customdata": ["7"]}], None),
-        ([{"customdata": [True]}], None),
-        ([{"customdata": [1.5]}], None),
-        ([{"customdata": [float("nan")]}], None),
-        ([{"customdata": []}], None),
+        ([], 1, None),
+        ([7], 1, [7]),
+        ([7.0, 1], 2, [7, 1]),
+        ([7, 1], 1, None),
+        ([7], 2, None),
+        (["7"], 1, None),
+        ([None], 1, None),
+        ([[7]], 1, None),
+        ([True], 1, None),
+        ([1.5], 1, None),
+        ([float("nan")], 1, None),
+        ([float("inf")], 1, None),
     ],
 )
-def test_only_a_whole_number_counts_as_a_click(points, expected):
-    assert clicked_position(points) == expected
+def test_only_whole_numbers_count_as_a_click(data, count, expected):
+    assert whole_numbers(data, count) == expected
+
+
+def clicks(monkeypatch, chart, *sent, **options) -> list[tuple]:
+    """What a chart's callback hears when the browser sends this."""
+    heard: list[tuple] = []
+    monkeypatch.setattr(charts, "plotly_figure", lambda figure, key, clicked: clicked(*sent))
+    chart(go.Figure(), "key", lambda *place: heard.append(place), **options)
+    return heard
+
+
+def test_a_click_reaches_the_page_as_what_the_chart_shows(monkeypatch):
+    assert clicks(monkeypatch, charts.cell_chart, "values", [3, 4]) == [(3, 4)]
+    assert clicks(monkeypatch, charts.cell_chart, "values", [3]) == []
+    assert clicks(monkeypatch, charts.token_chart, "values", [5]) == [(5,)]
+    assert clicks(monkeypatch, charts.token_chart, "student", [5, 6], maps=["student"]) == [(5,)]
+    assert clicks(monkeypatch, charts.token_chart, "teacher", [5, 6], maps=["student"]) == []
+    assert clicks(monkeypatch, charts.side_chart, "student", ["student", 2]) == [("student", 2)]
+    assert clicks(monkeypatch, charts.side_chart, "student", ["nobody", 2]) == []
+    assert clicks(monkeypatch, charts.side_chart, "student", []) == []

@@ -24,7 +24,9 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-READY = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
+# The script has run, and every figure it sent is drawn: those out of sight follow when the page has come to rest.
+READY = """document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'
+    && !document.querySelector('.kvviz-figure .plot[data-state=waiting]')"""
 # Streamlit looks for its health endpoint under the page's own path first; a deep link gets a harmless 404 for it.
 HARMLESS = ("_stcore/health", "_stcore/host-config")
 
@@ -159,7 +161,7 @@ class Visitor:
         """A figure, once plotly has drawn it."""
         chart = self.keyed(key).locator(".js-plotly-plot").first
         chart.scroll_into_view_if_needed()
-        chart.locator(".main-svg").first.wait_for()
+        self.page.wait_for_function("plot => plot.dataset.state === 'drawn'", arg=chart.element_handle())
         return chart
 
     def drawn(self, key: str) -> str:
@@ -168,26 +170,35 @@ class Visitor:
             "plot => JSON.stringify(plot._fullData.map(t => [t.name, t.x, t.y, t.z, t.text]))"
         )
 
-    def point(self, key: str, x: float, y: float) -> tuple[float, float]:
-        """Where a data point of a figure's first pair of axes is on the screen."""
+    def frames(self, key: str) -> list:
+        """The shapes drawn over a figure's data."""
+        return self.plot(key).evaluate("plot => plot.layout.shapes ?? []")
+
+    def point(self, key: str, x: float, y: float, axes: int = 1) -> tuple[float, float]:
+        """Where a data point of a figure's first (second, …) pair of axes is on the screen."""
         return tuple(
             self.plot(key).evaluate(
-                """(plot, [x, y]) => {
-                    const box = plot.getBoundingClientRect(), {xaxis, yaxis} = plot._fullLayout;
+                """(plot, [x, y, axes]) => {
+                    const box = plot.getBoundingClientRect();
+                    const [xaxis, yaxis] = ['x', 'y'].map(which => plot._fullLayout[`${which}axis${axes}`]);
                     return [box.x + xaxis._offset + xaxis.d2p(x), box.y + yaxis._offset + yaxis.d2p(y)];
                 }""",
-                [x, y],
+                [x, y, "" if axes == 1 else axes],
             )
         )
 
-    def click_cell(self, key: str, row: int, col: int) -> None:
-        """Click a heatmap's cell: the marker of the click layer that stands for it."""
-        place = self.point(key, col, row)
+    def click(self, key: str, x: float, y: float, axes: int = 1) -> None:
+        """Click a data point of a figure."""
+        place = self.point(key, x, y, axes)
         self.page.mouse.move(*place)
         self.page.wait_for_timeout(150)
         self.page.mouse.click(*place)
         self.rest()
         self.ready()
+
+    def click_cell(self, key: str, row: int, col: int) -> None:
+        """Click the middle of a heatmap's cell."""
+        self.click(key, col, row)
 
     def hover(self, key: str, x: float, y: float) -> str:
         """What a figure says about a data point under the mouse."""

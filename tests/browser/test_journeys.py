@@ -50,6 +50,30 @@ def test_a_click_on_a_heatmap_opens_that_head(visitor, name, key, row, col, head
     assert visitor.page.locator(".js-plotly-plot").count() > before
 
 
+def test_a_click_on_an_attention_map_frames_that_row_and_no_figure_is_built_anew(visitor):
+    visitor.open("attention", layer=1, head=3, part="q")
+    figures = visitor.page.locator(".js-plotly-plot")
+    count = figures.count()
+    figures.evaluate_all("all => all.forEach(figure => { figure.known = true; })")
+    before = visitor.drawn("kl")
+    assert visitor.frames("attention.maps") == []
+    # The first axes are those of the teacher, whose rows are not the student's; the second those of the aligned map.
+    visitor.click("attention.maps", 10, 40, axes=2)
+    assert visitor.query()["token"] == "40"
+    assert len(visitor.frames("attention.maps")) == 3
+    assert visitor.drawn("kl") == before
+    assert figures.evaluate_all("all => all.filter(figure => figure.known).length") == count == 3
+
+
+def test_without_the_drawing_library_each_figure_says_so(visitor):
+    visitor.page.route("**/plotly.min.js", lambda route: route.abort())
+    page = visitor.open("layers")
+    assert page.get_by_text("This figure could not be drawn").count() >= 2
+    assert "could not be loaded. Reload the page." in visitor.text()
+    assert visitor.errors, "and the console has it, too"
+    visitor.errors.clear()
+
+
 def test_a_click_on_a_mixer_is_seen_on_every_page_until_it_is_closed(visitor):
     visitor.open("heads", layer=1)
     visitor.click_cell("mixer.k", 1, 2)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
-from kvviz.figures.heatmap import MOST_CLICKABLE, cells, clicked_cell, limits
+from kvviz.figures.heatmap import cells, limits
 from tests.figures.drawn import NASTY, assert_escaped, trace
 
 NAMES = {"row_title": "student layer", "col_title": "student head", "unit": "relative error"}
@@ -22,13 +20,7 @@ def test_cells_carry_the_numbers_and_say_where_they_are(theme, shape) -> None:
     grid = values(*shape)
     figure = cells(grid, theme=theme, **NAMES)
     np.testing.assert_allclose(trace(figure, "values").z, grid)
-    layer = trace(figure, "cells")
-    assert [list(pair) for pair in layer.customdata] == [
-        [r, c] for r in range(shape[0]) for c in range(shape[1])
-    ]
-    assert all(type(n) is int for n in layer.customdata[0])
-    for (row, col), x, y, text in zip(layer.customdata, layer.x, layer.y, layer.text, strict=True):
-        assert (row, col) == (y, x)
+    for (row, col), text in np.ndenumerate(trace(figure, "values").text):
         assert f"{grid[row, col]:.3g}" in text
         assert f"student layer <b>{row}</b>" in text
         assert f"student head <b>{col}</b>" in text
@@ -38,19 +30,16 @@ def test_cells_carry_the_numbers_and_say_where_they_are(theme, shape) -> None:
     assert figure.layout.yaxis.range == (shape[0] - 0.5, -0.5)  # layer 0 on top
 
 
-def test_the_nearest_point_is_the_cell_under_the_pointer() -> None:
-    """What makes clicks exact: hover reaches any distance, the points are small and invisible, the heatmap is silent."""
+def test_only_the_cells_themselves_are_hovered_and_clicked() -> None:
+    """Written values and the patches of missing ones lie above them."""
     from kvviz.figures.theme import LIGHT
 
-    figure = cells(values(6, 8), theme=LIGHT, **NAMES)
-    assert figure.layout.hoverdistance == -1
+    grid = values(6, 8)
+    grid[2, 3] = np.nan
+    figure = cells(grid, theme=LIGHT, show_values=True, **NAMES)
     assert figure.layout.hovermode == "closest"
-    assert figure.layout.clickmode == "event+select"
     assert figure.layout.dragmode == "pan"
-    layer = trace(figure, "cells")
-    assert layer.marker.opacity == layer.selected.marker.opacity == layer.unselected.marker.opacity == 0
-    assert layer.marker.size <= 6
-    assert all(one.hoverinfo == "skip" for one in figure.data if one.name != "cells")
+    assert {one.name for one in figure.data if one.hoverinfo != "skip"} == {"values"}
 
 
 def test_sequential_starts_at_zero_and_says_where_it_is_clipped(theme) -> None:
@@ -105,9 +94,9 @@ def test_missing_cells_are_marked_and_not_zero(theme) -> None:
     assert np.isnan(shown).tolist() == [[False, True], [True, False]]
     crosses = next(one for one in figure.data if one.name == "no value" and one.type == "scatter")
     assert sorted(zip(crosses.y, crosses.x, strict=True)) == [(0, 1), (1, 0)]
-    hover = dict(zip(map(tuple, trace(figure, "cells").customdata), trace(figure, "cells").text, strict=True))
-    assert "no value" in hover[0, 1]
-    assert "∞" in hover[1, 0]
+    hover = trace(figure, "values").text
+    assert "no value" in hover[0][1]
+    assert "∞" in hover[1][0]
 
 
 def test_selected_highlighted_and_bracketed(theme) -> None:
@@ -156,15 +145,13 @@ def test_names_and_hovers_are_text(theme) -> None:
         row_brackets=[(0, 1, NASTY)],
     )
     assert_escaped(figure)
-    assert any("two<br>lines" in text for text in trace(figure, "cells").text)
+    assert any("two<br>lines" in text for line in trace(figure, "values").text for text in line)
 
 
-def test_large_grids_are_quick_and_have_no_points(theme) -> None:
-    started = time.perf_counter()
-    figure = cells(values(512, 512), theme=theme, **NAMES)
-    assert time.perf_counter() - started < 3
-    assert MOST_CLICKABLE < 512 * 512
-    assert not [one for one in figure.data if one.name == "cells"]
+def test_many_missing_cells_are_patches_without_crosses(theme) -> None:
+    """A cross is an element of the page, a patch is a pixel."""
+    figure = cells(np.full((80, 80), np.nan), theme=theme, **NAMES)
+    assert [one.type for one in figure.data if one.name == "no value"] == ["heatmap"]
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros((0, 2)), np.zeros((2, 2, 2))])
@@ -178,20 +165,3 @@ def test_wrong_numbers_of_names_are_refused(theme) -> None:
         cells(values(2, 2), theme=theme, row_names=["a"], **NAMES)
     with pytest.raises(ValueError, match="hover"):
         cells(values(2, 2), theme=theme, hover=[["a", "b"]], **NAMES)
-
-
-@pytest.mark.parametrize(
-    ("points", "cell"),
-    [
-        ([], None),
-        ([{"customdata": [3, 4]}], (3, 4)),
-        ([{"customdata": {"0": 3, "1": 4}}], (3, 4)),
-        ([{"x": 1}], None),
-        ([{"customdata": ["teacher", 4]}], None),
-        ([{"customdata": [1.5, 4]}], None),
-        ([{"customdata": [True, 4]}], None),
-        ([{"customdata": {"0": 3}}], None),
-    ],
-)
-def test_clicked_cell(points, cell) -> None:
-    assert clicked_cell(points) == cell

@@ -194,7 +194,7 @@ def test_layer_map_points_out_unmapped_and_overloaded_layers(theme) -> None:
     figure = layers.layer_map(matrix, theme=theme, unmapped=[2], overloaded=[0], selected=(1, 0))
     np.testing.assert_allclose(trace(figure, "values").z, matrix)
     assert [(note.x, note.text) for note in figure.layout.annotations] == [(2, "∅"), (0, "▲")]
-    hover = list(trace(figure, "cells").text)
+    hover = trace(figure, "values").text[0]
     assert "column sum 1.9 (overloaded)" in hover[0]
     assert "no student layer reads it" in hover[2]
 
@@ -276,7 +276,7 @@ def test_error_map_has_the_scale_of_its_metric(theme, metric) -> None:
 
 def test_error_map_tells_the_baseline(theme) -> None:
     figure = errors.error_map(np.array([[0.5]]), "r2", theme=theme, baseline=np.array([[-1.25]]))
-    assert "identity: -1.25" in trace(figure, "cells").text[0]
+    assert "identity: -1.25" in trace(figure, "values").text[0][0]
     with pytest.raises(ValueError, match="baseline"):
         errors.error_map(np.zeros((2, 2)), "r2", theme=theme, baseline=np.zeros((1, 2)))
 
@@ -316,7 +316,7 @@ def test_kl_map_is_in_nats(theme) -> None:
     heat = trace(figure, "values")
     assert (heat.zmin, heat.zmax) == (0, 2.0)
     assert "nats" in heat.colorbar.title.text
-    assert "identity: 3 nats" in trace(figure, "cells").text[1]
+    assert "identity: 3 nats" in trace(figure, "values").text[0][1]
 
 
 @pytest.mark.parametrize("wide", [False, True])
