@@ -132,12 +132,17 @@ def causal_attention_kl(
     scales = _check_attention(s_q, s_k, t_q, t_k, t_attention, allowed, scaling, temperature)
     keep = _valid(s_q, attention_mask)
     theirs, their_keys = (t_attention, None) if t_attention is not None else (t_q, t_k)
-    sides = [
-        None if x is None else x if x is t_attention else _cleared(x, keep)
-        for x in (s_q, s_k, theirs, their_keys)
-    ]
     with torch.autocast(s_q.device.type, enabled=False):
-        return MeanKL.apply(*sides, keep, allowed, [scale / temperature for scale in scales], temperature)
+        return MeanKL.apply(
+            s_q,
+            s_k,
+            theirs,
+            their_keys,
+            keep,
+            allowed,
+            [scale / temperature for scale in scales],
+            temperature,
+        )
 
 
 def attention_kl_rows(

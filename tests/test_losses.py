@@ -355,6 +355,65 @@ def test_the_mean_and_the_rows_agree_in_value_and_gradient(target, wide, monkeyp
         torch.testing.assert_close(grad, expected)
 
 
+@st.composite
+def patchy(draw):
+    """A cache with holes anywhere in its texts, NaN in them, and keys that each layer or each sample sees differently."""
+    tensors = draw(caches(dtype=torch.float64))
+    B, L, _, T, _ = tensors["s_q"].shape
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    mask = torch.rand(B, T, generator=generator) < draw(st.sampled_from([0.0, 0.5, 0.8, 1.0]))
+    junk = draw(st.sampled_from([0.0, 3.0, float("nan"), float("inf")]))
+    for x in tensors.values():
+        x.masked_fill_(~mask[:, None, None, :, None], junk)
+    shape = draw(st.sampled_from([None, (1, 1), (1, L), (B, 1), (B, L)]))
+    allowed = None if shape is None else torch.rand(*shape, T, T, generator=generator) < 0.7
+    return tensors, mask, allowed
+
+
+def mean_kl_by_rows(x, mask, scaling, allowed):
+    """Mean KL over valid rows, one softmax over the keys a row sees at a time; autograd gives its gradient."""
+    B, L, Hq, T, _ = x["s_q"].shape
+    group, values = Hq // x["s_k"].shape[2], []
+    for b, l, h, i in torch.cartesian_prod(*(torch.arange(n) for n in (B, L, Hq, T))).tolist():
+        seen = mask[b] & mask[b, i] & (torch.arange(T) <= i)
+        if allowed is not None:
+            seen = seen & allowed[b % len(allowed), l % allowed.shape[1], i]
+        if seen.any():
+            student, teacher = (
+                (
+                    x[f"{side}_k"][b, l, h // group][seen] @ x[f"{side}_q"][b, l, h, i] * scaling[l]
+                ).log_softmax(0)
+                for side in ("s", "t")
+            )
+            values.append((teacher.exp() * (teacher - student)).sum())
+    return torch.stack(values).mean() if values else sum(tensor.sum() * 0 for tensor in x.values())
+
+
+@pytest.mark.parametrize(("rows", "scores"), [(64, 2**18), (2, 1), (3, 20)])
+@properties
+@given(case=patchy())
+def test_blocks_of_any_size_see_what_each_row_may(rows, scores, case):
+    """However few rows and heads go together; gaps, windows and groups of heads included, in value and gradient."""
+    tensors, mask, allowed = case
+    scaling = [0.4 + layer for layer in range(tensors["s_q"].shape[1])]
+    names = ("s_q", "s_k", "t_q", "t_k")
+    x, y = ({name: tensors[name].clone().requires_grad_() for name in names} for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvviz.mean_kl.CPU_BLOCK", rows)
+        patch.setattr("kvviz.mean_kl.CPU_SCORES", scores)
+        got = causal_attention_kl(*(x[name] for name in names), mask, scaling=scaling, allowed=allowed)
+    got.backward()
+    expected = mean_kl_by_rows(y, mask, scaling, allowed)
+    if not expected.isfinite():  # nothing is valid: zero times what lies in the padding
+        assert got == 0
+        return
+    expected.backward()
+    torch.testing.assert_close(got, expected.clamp(min=0), atol=1e-10, rtol=1e-8)
+    for name in names:
+        reference = y[name].grad.masked_fill(~mask[:, None, None, :, None], 0.0)
+        torch.testing.assert_close(x[name].grad, reference, atol=1e-9, rtol=1e-7)
+
+
 def test_gradients_reach_the_student_and_if_asked_the_aligner():
     tensors = {name: x.requires_grad_() for name, x in cache().items()}
     StructuralKVLoss()(**tensors)[0].backward()
