@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from einops import einsum
+from einops import rearrange
 from torch import Tensor, nn
 
 from kvviz.align.flat import FlatProjector
@@ -149,12 +149,9 @@ class MapProjectionAligner(nn.Module):
             raise ValueError(
                 f"expected [batch, {self.teacher.layers} layers, head, position, dim], got {list(x.shape)}"
             )
-        return einsum(
-            x,
-            self.layer_matrix.to(x),
-            "batch teacher_layer head position dim, student_layer teacher_layer "
-            "-> batch student_layer head position dim",
-        )
+        # One product with layers as rows as they lie in memory: einsum would copy x to put them last.
+        rows = rearrange(x, "batch layer head position dim -> batch layer (head position dim)")
+        return (self.layer_matrix.to(x) @ rows).unflatten(2, x.shape[2:])
 
     def forward(
         self,

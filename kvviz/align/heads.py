@@ -111,24 +111,19 @@ class HeadwiseMapProjector(nn.Module):
             y = y + rearrange(self.offset.to(x.dtype), "... head dim -> ... head 1 dim")
         return y
 
+    # Plain products of matrices as they lie in memory: einsum would copy x to bring what is summed over to the end.
+
     def _mix_heads(self, x: Tensor) -> Tensor:
-        layer = "" if self.num_layers is None else "layer "
-        return einsum(
-            x,
-            self.head_mixer.to(x.dtype),
-            f"batch layer teacher_head position dim, {layer}student_head teacher_head "
-            "-> batch layer student_head position dim",
-        )
+        rows = rearrange(x, "batch layer head position dim -> batch layer head (position dim)")
+        return (self.head_mixer.to(x.dtype) @ rows).unflatten(3, x.shape[3:])
 
     def _project_dims(self, x: Tensor) -> Tensor:
-        layer = "" if self.num_layers is None else "layer "
-        head = "" if self.share_dim_proj else "head "
-        return einsum(
-            x,
-            self.dim_proj.to(x.dtype),
-            f"batch layer head position teacher_dim, {layer}{head}student_dim teacher_dim "
-            "-> batch layer head position student_dim",
-        )
+        weight = self.dim_proj.to(x.dtype).mT
+        if not self.share_dim_proj or self.num_layers is None:
+            return x @ weight
+        # All heads of a layer are rows of one product.
+        rows = rearrange(x, "batch layer head position dim -> batch layer (head position) dim")
+        return (rows @ weight).unflatten(2, x.shape[2:4])
 
     def mix_heads_first(self) -> bool:
         """The cheaper order, by multiplications a position: heads then dims, or dims then heads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from einops import einsum, rearrange
@@ -43,13 +44,17 @@ class Warp:
             dense = self.matrix().to(x.device, dtype).expand(x.shape[0], -1, -1)
             pattern = "batch student teacher, batch layer head teacher dim -> batch layer head student dim"
             return einsum(dense, x.to(dtype), pattern).to(x.dtype)
-        index = rearrange(self.index.to(x.device), "batch student tap -> tap batch 1 1 student 1")
+        # Whole rows are copied, one for each head and student position, where gather would look up every number.
+        rows = rearrange(x, "batch layer head teacher dim -> (batch layer head teacher) dim")
+        first = torch.arange(0, len(rows), self.T_t, device=x.device).view(*x.shape[:3], 1)
+        index = rearrange(self.index.to(x.device), "batch student tap -> tap batch 1 1 student")
         weight = rearrange(self.weight.to(x.device, dtype), "batch student tap -> tap batch 1 1 student 1")
         shape = (*x.shape[:3], self.T_s, x.shape[4])
-        result = torch.zeros(shape, dtype=dtype, device=x.device)
-        for tap_index, tap_weight in zip(index, weight, strict=True):
-            result = result + tap_weight * x.gather(3, tap_index.expand(shape))
-        return result.to(x.dtype)
+        taps = [
+            tap_weight * rows.index_select(0, (first + tap_index).flatten()).view(shape)
+            for tap_index, tap_weight in zip(index, weight, strict=True)
+        ]
+        return reduce(torch.add, taps).to(x.dtype)
 
     def matrix(self) -> Tensor:
         """W [B, T_s, T_t], float32: rows sum to 1, or to 0 where the student position is padding."""
