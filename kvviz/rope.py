@@ -50,6 +50,11 @@ class Rope:
         """Positions T."""
         return self.cos.shape[2]
 
+    @property
+    def alike(self) -> bool:
+        """Whether every layer is rotated in the same way."""
+        return len(set(self.kinds)) == 1
+
     def rotate(self, x: Tensor) -> Tensor:
         """Rotate [B, L, H, T, D], each layer by its own kind; in float32 or wider."""
         cos, sin = self._tables(x)
@@ -76,6 +81,16 @@ class Rope:
             raise ValueError(f"rotations are known for {self.length} positions, {length} were asked for")
         return replace(self, cos=self.cos[:, :, :length], sin=self.sin[:, :, :length])
 
+    def over(self, layers: int) -> Rope:
+        """The rotation that all layers share, for another number of them.
+
+        Raises:
+            ValueError: they share none.
+        """
+        if not self.alike:
+            raise ValueError("these layers are rotated in different ways: none stands for all")
+        return replace(self, kinds=self.kinds[:1] * layers)
+
     def layer(self, index: int) -> Rope:
         """One layer's rotation, for x with L = 1."""
         kind = self.kinds[index]
@@ -97,10 +112,8 @@ class Rope:
                 f"a rotation of {len(self.kinds)} layers, {self.length} positions and {self.cos.shape[3]} dims "
                 f"does not fit x of shape {list(x.shape)}, read as [B, L, H, T, D]"
             )
-        one = len(set(self.kinds)) == 1
-        layers = (
-            self.kinds[:1] if one else self.kinds
-        )  # one kind broadcasts over the layers instead of being copied
+        # One kind broadcasts over the layers instead of being copied.
+        layers = self.kinds[:1] if self.alike else self.kinds
         precision = torch.promote_types(x.dtype, torch.float32)
         cos, sin = (table[list(layers)].to(precision) for table in (self.cos, self.sin))
         axes = "layer batch position dim -> batch layer 1 position dim"

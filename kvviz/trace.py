@@ -130,11 +130,20 @@ class Trace:
         return self._in_space(self.q, space)
 
     def _in_space(self, x: Tensor, space: Space) -> Tensor:
+        rotation = self.rotation(space)
+        return x if rotation is None else rotation.unrotate(x)
+
+    def rotation(self, space: Space) -> Rope | None:
+        """What is to be undone on these keys and queries to have them in a space; None where they are in it.
+
+        Raises:
+            ValueError: as `keys`.
+        """
         if space == "post_rope":
-            return x
+            return None
         if space != "pre_rope":
             raise ValueError(f"key space {space!r} is neither pre_rope nor post_rope")
         if self.rope is None:
             name = self.geometry.name or "this model"
             raise ValueError(f"{name} has no rotary positions to undo; use key_space post_rope")
-        return self.rope.unrotate(x)
+        return self.rope

@@ -21,6 +21,7 @@ from kvviz.align.time import TimeWarper
 from kvviz.align.warp import Warp
 from kvviz.config import AlignmentConfig, FlatKind, Mode
 from kvviz.geometry import Geometry, Part
+from kvviz.rope import Rope
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -191,9 +192,19 @@ class MapProjectionAligner(nn.Module):
             )
         return self.carry("k", k_t, warp), self.carry("v", v_t, warp), self.carry("q", q_t, warp)
 
-    def carry(self, part: Part, x: Tensor, warp: Warp) -> Tensor:
-        """One part alone: `[batch, L_t, heads, T_t, dim]` → `[batch, L_s, student heads, T_s, student dim]`."""
-        return self.projectors[part](warp.apply(self.map_layers(x)))
+    def carry(self, part: Part, x: Tensor, warp: Warp, rotation: Rope | None = None) -> Tensor:
+        """One part alone: `[batch, L_t, heads, T_t, dim]` → `[batch, L_s, student heads, T_s, student dim]`.
+
+        rotation: what x is still rotated by, undone on the way.
+        """
+        if rotation is None:
+            mapped = self.map_layers(x)
+        elif rotation.alike:
+            # A mean of layers that are all rotated alike is the mean rotated: the student's fewer layers are less to undo.
+            mapped = rotation.to(x.device).over(self.student.layers).unrotate(self.map_layers(x))
+        else:
+            mapped = self.map_layers(rotation.to(x.device).unrotate(x))
+        return self.projectors[part](warp.apply(mapped))
 
 
 def time_warper(config: AlignmentConfig) -> TimeWarper:

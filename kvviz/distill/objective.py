@@ -10,7 +10,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from kvviz.align.aligner import MapProjectionAligner, Part
-from kvviz.align.calibrate import states
 from kvviz.align.mixed import mixed_attention
 from kvviz.align.warp import Warp
 from kvviz.capture import capture_ids, trace_of
@@ -81,6 +80,11 @@ class Objective(nn.Module):
         weights = self.settings.loss_config
         student, teacher = self._sides
         ids, mask, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
+        structural = weights.structural or every
+        theirs = their_logits = None
+        if weights.alpha_kd or structural:
+            # Before the student, whose forward leaves much behind: what this one needs is free again by then.
+            theirs, their_logits = self._read_teacher(teacher, batch, bool(weights.alpha_kd))
         with recording(self.student) as recorder:
             logits = self.student(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
@@ -95,35 +99,32 @@ class Objective(nn.Module):
             ce = cross_entropy(logits, labels)
             terms["ce_loss"] = ce.detach()
             loss_tokens = loss_tokens + weights.alpha_ce * ce
-        structural = weights.structural or every
+        if their_logits is not None:
+            kd = logit_kl(logits, their_logits, labels, weights.temperature)
+            terms["kd_loss"] = kd.detach()
+            loss_tokens = loss_tokens + weights.alpha_kd * kd
         aligned = None
-        if weights.alpha_kd or structural:
-            theirs, their_logits = self._read_teacher(teacher, batch, bool(weights.alpha_kd))
-            if their_logits is not None:
-                kd = logit_kl(logits, their_logits, labels, weights.temperature)
-                terms["kd_loss"] = kd.detach()
-                loss_tokens = loss_tokens + weights.alpha_kd * kd
-            if structural:
-                trace = trace_of(student, recorder, ids, mask, positions)
-                aligned = self._carry(
-                    theirs, trace, Warp(batch["warp_index"], batch["warp_weight"], theirs.q.shape[3]), every
-                )
-                total, figures = self.structural(
-                    s_q=trace.q,
-                    s_k=trace.k,
-                    s_v=trace.v,
-                    t_q=aligned.q,
-                    t_k=aligned.k,
-                    t_v=aligned.v,
-                    attention_mask=mask,
-                    scaling=trace.scaling,
-                    t_attention=aligned.attention,
-                    allowed=readable(trace),
-                    every=every,
-                )
-                loss_positions = loss_positions + total
-                for name in ("k_loss", "v_loss", "attn_loss"):
-                    terms[name] = nothing.new_tensor(figures[name])
+        if structural and theirs is not None:
+            trace = trace_of(student, recorder, ids, mask, positions)
+            aligned = self._carry(
+                theirs, trace, Warp(batch["warp_index"], batch["warp_weight"], theirs.q.shape[3]), every
+            )
+            total, figures = self.structural(
+                s_q=trace.q,
+                s_k=trace.k,
+                s_v=trace.v,
+                t_q=aligned.q,
+                t_k=aligned.k,
+                t_v=aligned.v,
+                attention_mask=mask,
+                scaling=trace.scaling,
+                t_attention=aligned.attention,
+                allowed=readable(trace),
+                every=every,
+            )
+            loss_positions = loss_positions + total
+            for name in ("k_loss", "v_loss", "attn_loss"):
+                terms[name] = nothing.new_tensor(figures[name])
         return terms | {
             "loss_tokens": loss_tokens,
             "loss_positions": loss_positions,
@@ -154,9 +155,12 @@ class Objective(nn.Module):
                 own: Tensor = getattr(trace, part)
                 if not (every or weight):
                     return own.detach()  # compared with by nobody
-                x = self.aligner.carry(part, states(theirs, part, self.key_space).float().to(device), warp)
-                rotates = part != "v" and self.key_space == "pre_rope" and trace.rope is not None
-                return trace.rope.rotate(x) if rotates and trace.rope is not None else x
+                x: Tensor = getattr(theirs, part).float().to(device)
+                if part == "v":
+                    return self.aligner.carry(part, x, warp)
+                undone, own_rotation = theirs.rotation(self.key_space), trace.rotation(self.key_space)
+                x = self.aligner.carry(part, x, warp, undone)
+                return x if own_rotation is None else own_rotation.rotate(x)
 
             mixed = self.settings.attention_target == "mixed"
             attention = None

@@ -13,6 +13,7 @@ from kvviz.align.time import segment_warp
 from kvviz.align.warp import Warp
 from kvviz.config import AlignmentConfig
 from kvviz.geometry import Geometry
+from kvviz.rope import Rope
 
 TEACHER = Geometry(layers=4, heads=4, kv_heads=2, head_dim=6, value_dim=5)
 STUDENT = Geometry(layers=2, heads=6, kv_heads=3, head_dim=4, value_dim=3)
@@ -103,6 +104,31 @@ def test_layers_then_time_then_heads_and_dims(mode, strategy, share_layers):
         expected = by_stages(aligner.projector(part), x[part], layers, times)
         assert got[part].shape == (2, 2, STUDENT.heads_of(part), 5, STUDENT.dim_of(part))
         np.testing.assert_allclose(got[part].detach().numpy(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kinds", [(0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 0, 1), (2, 0, 1, 1)])
+@pytest.mark.parametrize("part", ["q", "k"])
+def test_a_rotation_is_undone_on_the_way(mode, kinds, part):
+    """Where layers rotate alike and where they do not: as if it had been undone before anything else, pair by pair."""
+    aligner = MapProjectionAligner(
+        TEACHER, STUDENT, mode, MATRIX, share_layers=False, offset=True, seed=3
+    ).double()
+    x = states(dtype=torch.float64)[part]
+    length, dims = x.shape[3:]
+    pairs = dims // 2
+    angle = torch.rand(3, 2, length, pairs) * 6
+    cos, sin = angle.cos().repeat(1, 1, 1, 2), torch.cat([-angle.sin(), angle.sin()], dim=-1)
+    partner = torch.cat([torch.arange(pairs, 2 * pairs), torch.arange(pairs)])
+    rope = Rope(partner, cos, sin, kinds)
+    first, second = x[..., :pairs], x[..., pairs:]
+    turn = angle.double()[list(kinds)].transpose(0, 1)[:, :, None]
+    undone = torch.cat(
+        [first * turn.cos() + second * turn.sin(), second * turn.cos() - first * turn.sin()], -1
+    )
+    warp = segment_warp(IDS, 5, TARGET)
+    expected = aligner.carry(part, undone, warp)
+    torch.testing.assert_close(aligner.carry(part, x, warp, rope), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_explicit_rows_are_renormalised():
