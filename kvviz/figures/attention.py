@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from kvviz.figures.canvas import DECADES, Bend, CanvasPanel, quantise
+from kvviz.figures.draft import Draft
 from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, cells, color_bar
 from kvviz.figures.labels import hover_tokens, number, token_axis, x_ticks, y_ticks
-from kvviz.figures.theme import Theme, lay_out
+from kvviz.figures.theme import Theme
 from kvviz.figures.tokens import token_values
 
 LARGEST = 256
@@ -159,23 +159,24 @@ def attention_maps(
     side_room = max(y_ticks(names, panel_height, limit=10)[1] for names in (teacher_tokens, student_tokens))
     rows = 1 if wide else 2
     height = rows * panel_height + (rows - 1) * (names_room + 66) + names_room + 30 + 26
-    figure = make_subplots(
-        rows=rows,
-        cols=4 if wide else 2,
-        subplot_titles=titles,
-        horizontal_spacing=(side_room + 34) / (width - 110 - side_room),
-        vertical_spacing=0 if wide else (names_room + 66) / (height - names_room - 56),
-        column_widths=[0.3, 0.3, 0.3, 0.1] if wide else [0.5, 0.5],
-    )
+    grid = {
+        "rows": rows,
+        "cols": 4 if wide else 2,
+        "subplot_titles": titles,
+        "horizontal_spacing": (side_room + 34) / (width - 110 - side_room),
+        "vertical_spacing": 0 if wide else (names_room + 66) / (height - names_room - 56),
+        "column_widths": [0.3, 0.3, 0.3, 0.1] if wide else [0.5, 0.5],
+    }
+    draft = Draft(theme, grid)
     axes: dict[str, dict] = {}
-    for index, ((name, panel, names, side), (row, col)) in enumerate(zip(panels, places, strict=False)):
-        figure.add_heatmap(
+    for index, ((name, panel, names, side), place) in enumerate(zip(panels, places, strict=False)):
+        draft.add(
+            "heatmap",
+            place,
             name=name,
             z=panel,
             coloraxis="coloraxis",
             hovertemplate=f"{name}<br>query %{{y}}<br>key %{{x}}<br>attention: <b>%{{z:.4f}}</b><extra></extra>",
-            row=row,
-            col=col,
         )
         ticks_x, _ = x_ticks(names, panel_width, limit=10)
         ticks_y, _ = y_ticks(names, panel_height, limit=10)
@@ -194,8 +195,7 @@ def attention_maps(
             **token_axis(ticks_y, names),
             **bare,
         )
-    row, col = places[3]
-    axes |= _add_row_bars(figure, row_kl, student_tokens, theme, panel_height, row, col)
+    axes |= _add_row_bars(draft, places[3], row_kl, student_tokens, theme, panel_height)
     shapes = []
     if selected is not None and 0 <= selected < count_s:
         shapes = [
@@ -203,7 +203,8 @@ def attention_maps(
             | {"y0": selected - 0.5, "y1": selected + 0.5, "line": {"color": theme.accent, "width": 2}}
             for n in (2, 3, 4)
         ]
-    layout = theme.layout(
+    return draft.figure(
+        axes,
         height=height,
         margin={"l": side_room + 34, "r": 84, "t": 26, "b": names_room + 30},
         coloraxis={
@@ -218,8 +219,6 @@ def attention_maps(
         shapes=shapes,
         bargap=0.1,
     )
-    lay_out(figure, layout, axes, theme)
-    return figure
 
 
 def row_kl(
@@ -230,13 +229,20 @@ def row_kl(
 
 
 def _add_row_bars(
-    figure, values: np.ndarray, tokens: Sequence[str], theme: Theme, room: float, row: int, col: int
+    draft: Draft,
+    place: tuple[int, int],
+    values: np.ndarray,
+    tokens: Sequence[str],
+    theme: Theme,
+    room: float,
 ) -> dict[str, dict]:
     """The fourth panel; returns what its axes get."""
     finite = values[np.isfinite(values)]
     top = max(float(finite.max()), 1e-12) if finite.size else 1.0
     lines = hover_tokens(tokens)
-    figure.add_bar(
+    draft.add(
+        "bar",
+        place,
         name="KL of each row",
         orientation="h",
         y=list(range(len(values))),
@@ -248,8 +254,6 @@ def _add_row_bars(
             for position, value in enumerate(values)
         ],
         hovertemplate="%{hovertext}<extra></extra>",
-        row=row,
-        col=col,
     )
     ticks, _ = y_ticks(tokens, room, limit=10)
     title = {"text": "KL (nats)", "standoff": 2}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from kvviz.figures.draft import Draft
 from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, Scale, cells, color_bar, limits
 from kvviz.figures.labels import escape, token_axis, x_ticks, y_ticks
-from kvviz.figures.theme import Theme, lay_out, translucent
+from kvviz.figures.theme import Theme, translucent
 from kvviz.figures.tokens import token_values
 
 
@@ -118,21 +118,19 @@ def head_matrices(
     plot_height = height or min(max(count * 14, 240), 900)
     ticks_y, left = y_ticks(tokens, plot_height)
     left += 28
-    figure = make_subplots(
-        rows=1,
-        cols=3,
-        shared_yaxes=True,
-        horizontal_spacing=0.02,
-        subplot_titles=[name for name, _ in panels],
+    names = [name for name, _ in panels]
+    draft = Draft(
+        theme,
+        {"rows": 1, "cols": 3, "shared_yaxes": True, "horizontal_spacing": 0.02, "subplot_titles": names},
     )
     for index, (name, panel) in enumerate(panels, 1):
-        figure.add_heatmap(
+        draft.add(
+            "heatmap",
             name=name,
             z=panel,
             coloraxis="coloraxis",
             hovertemplate=f"{name}<br>token %{{y}}<br>dim %{{x}}<br><b>%{{z:.4g}}</b><extra></extra>",
-            row=1,
-            col=index,
+            place=(1, index),
         )
     ticks_x, below = x_ticks([str(dim) for dim in range(dims)], (width - left - 92) / 3.1)
     shapes = []
@@ -142,7 +140,14 @@ def head_matrices(
             | {"y0": selected - 0.5, "y1": selected + 0.5, "line": {"color": theme.accent, "width": 2}}
             for n in ("", "2", "3")
         ]
-    layout = theme.layout(
+    bare = {"showgrid": False, "zeroline": False}
+    dim_axis = dict(range=[-0.5, dims - 0.5], title={"text": "head dim", "standoff": 2}, **ticks_x, **bare)
+    tokens_axis = dict(range=[count - 0.5, -0.5], **token_axis(ticks_y, tokens), **bare)
+    axes: dict[str, dict] = {f"xaxis{n}": dim_axis for n in ("", "2", "3")}
+    axes |= {f"yaxis{n}": tokens_axis for n in ("", "2", "3")}
+    axes["yaxis"] = tokens_axis | {"title": {"text": "student token", "standoff": 4}}
+    return draft.figure(
+        axes,
         height=plot_height + below + 60,
         margin={"l": left, "r": 92, "t": 26, "b": below + 28},
         coloraxis={
@@ -154,14 +159,6 @@ def head_matrices(
         dragmode="pan",
         shapes=shapes,
     )
-    bare = {"showgrid": False, "zeroline": False}
-    dim_axis = dict(range=[-0.5, dims - 0.5], title={"text": "head dim", "standoff": 2}, **ticks_x, **bare)
-    tokens_axis = dict(range=[count - 0.5, -0.5], **token_axis(ticks_y, tokens), **bare)
-    axes: dict[str, dict] = {f"xaxis{n}": dim_axis for n in ("", "2", "3")}
-    axes |= {f"yaxis{n}": tokens_axis for n in ("", "2", "3")}
-    axes["yaxis"] = tokens_axis | {"title": {"text": "student token", "standoff": 4}}
-    lay_out(figure, layout, axes, theme)
-    return figure
 
 
 def cosine_histogram(
@@ -178,8 +175,9 @@ def cosine_histogram(
     low = min(0.0, float(np.floor(values.min() * 10) / 10))
     counts, edges = np.histogram(values, bins=40, range=(low, 1.0))
     colors = (theme.bad, theme.student, theme.teacher, theme.good)
-    figure = go.Figure()
-    figure.add_bar(
+    draft = Draft(theme)
+    draft.add(
+        "bar",
         name="tokens",
         x=(edges[:-1] + edges[1:]) / 2,
         y=counts,
@@ -202,8 +200,7 @@ def cosine_histogram(
             | {"text": f"■ {name}: <b>{inside.mean():.0%}</b>"}
         )
     ticks = [n for n in (-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.5, 0.8, 0.95, 1) if n >= low]
-    # Assigned whole: plotly's update methods check every entry several times.
-    figure.layout = theme.layout(
+    return draft.figure(
         height=250,
         margin={"l": 54, "r": 12, "t": 30, "b": 44},
         showlegend=False,
@@ -225,7 +222,6 @@ def cosine_histogram(
         yaxis={"title": {"text": "tokens"}, "fixedrange": True, "rangemode": "tozero"}
         | {"tickformat": "d", "nticks": 5},
     )
-    return figure
 
 
 def token_error(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from kvviz.figures.draft import Draft
 from kvviz.figures.heatmap import PAGE_WIDTH, Bracket, cells
 from kvviz.figures.labels import escape, number, x_ticks
 from kvviz.figures.theme import Theme
@@ -80,8 +81,9 @@ def head_bars(
         raise ValueError(f"expected one value for each head, got shape {values.shape}")
     gone = set(dead)
     color = color or theme.student
-    figure = go.Figure()
-    figure.add_bar(
+    draft = Draft(theme)
+    draft.add(
+        "bar",
         name=escape(unit),
         x=list(range(len(values))),
         y=values,
@@ -133,8 +135,7 @@ def head_bars(
                 | {"text": escape(reference_name), "font": {"size": 11, "color": theme.muted}}
             )
     ticks, below = x_ticks([str(head) for head in range(len(values))], width - 70)
-    # Assigned whole: plotly's update methods check every entry several times.
-    figure.layout = theme.layout(
+    return draft.figure(
         height=200,
         margin={"l": 54, "r": 12, "t": 18, "b": below + 28},
         bargap=0.3,
@@ -153,7 +154,6 @@ def head_bars(
         ),
         yaxis={"title": {"text": escape(unit)}, "rangemode": "tozero", "fixedrange": True, "nticks": 5},
     )
-    return figure
 
 
 def row_sums(sums: np.ndarray, *, theme: Theme, dead: Sequence[int] = (), **options) -> go.Figure:
@@ -187,7 +187,7 @@ def singular_values(series: Mapping[str, np.ndarray], *, theme: Theme) -> go.Fig
     `series` maps a name ("K", "V", "Q" take their colours; any other name works) to its singular values [n], each > 0
     (zeros cannot be drawn on this axis and are left out; the hover of the last one says how many).
     """
-    figure = go.Figure()
+    draft = Draft(theme)
     for index, (name, values) in enumerate(series.items()):
         values = np.sort(np.asarray(values, dtype=np.float64))[::-1]
         positive = values[values > 0]
@@ -199,7 +199,8 @@ def singular_values(series: Mapping[str, np.ndarray], *, theme: Theme) -> go.Fig
         ]
         if left_out and hovers:
             hovers[-1] += f"<br>{left_out} more are zero"
-        figure.add_scatter(
+        draft.add(
+            "scatter",
             name=escape(name),
             x=list(range(1, len(positive) + 1)),
             y=positive,
@@ -209,7 +210,7 @@ def singular_values(series: Mapping[str, np.ndarray], *, theme: Theme) -> go.Fig
             text=hovers,
             hovertemplate="%{text}<extra></extra>",
         )
-    figure.layout = theme.layout(
+    return draft.figure(
         height=260,
         margin={"l": 60, "r": 12, "t": 28, "b": 46},
         hovermode="closest",
@@ -225,4 +226,3 @@ def singular_values(series: Mapping[str, np.ndarray], *, theme: Theme) -> go.Fig
         yaxis={"title": {"text": "singular value (log)"}, "type": "log", "fixedrange": True}
         | {"exponentformat": "power", "dtick": 1},
     )
-    return figure

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import plotly.graph_objects as go
 
+from kvviz.figures.draft import Draft
 from kvviz.figures.labels import escape, label, number, pixels, x_ticks, y_ticks
 from kvviz.figures.theme import CLEAR, Theme, readable_on
 
@@ -160,8 +161,9 @@ def cells(
     shown = np.where(np.isfinite(values), values, np.nan)
     if show_values is None:
         show_values = (width - left - right) / cols >= 40 and (height - top - bottom) / rows >= 17
-    figure = go.Figure()
-    figure.add_heatmap(
+    draft = Draft(theme)
+    draft.add(
+        "heatmap",
         name="values",
         z=shown,
         zmin=span.low,
@@ -174,8 +176,8 @@ def cells(
         ygap=1 if rows <= 64 else 0,
     )
     if show_values:
-        _add_written(figure, values, span, colors(scale, theme), theme)
-    _add_missing(figure, shown, theme)
+        _add_written(draft, values, span, colors(scale, theme), theme)
+    _add_missing(draft, shown, theme)
 
     frames: list[dict] = []
     for row in highlight_rows:
@@ -189,8 +191,7 @@ def cells(
     bracket_shapes, bracket_texts = _brackets(row_brackets, col_brackets, theme)
 
     bare = {"showgrid": False, "zeroline": False, "fixedrange": True}
-    # Assigned whole: plotly's update methods check every entry several times.
-    figure.layout = theme.layout(
+    return draft.figure(
         height=height,
         margin={"l": left, "r": right, "t": top, "b": bottom},
         hovermode="closest",
@@ -205,7 +206,6 @@ def cells(
             range=[rows - 0.5, -0.5], title={"text": escape(row_title), "standoff": 4}, **y_axis, **bare
         ),
     )
-    return figure
 
 
 def _names(names: Sequence[str] | None, count: int, what: str) -> list[str]:
@@ -216,7 +216,7 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> list[str]:
     return list(names)
 
 
-def _add_written(figure: go.Figure, values: np.ndarray, span: Limits, stops, theme: Theme) -> None:
+def _add_written(draft: Draft, values: np.ndarray, span: Limits, stops, theme: Theme) -> None:
     """Each value in its cell, black or white, whichever is easier to read on the cell's colour.
 
     As two clear heatmaps, one a text colour: a heatmap's text has one colour for all cells.
@@ -230,7 +230,8 @@ def _add_written(figure: go.Figure, values: np.ndarray, span: Limits, stops, the
         texts[row, col] = short.replace("-", "−")
         inks[row, col] = readable_on(theme.color_at((value - span.low) / (span.high - span.low), stops))
     for ink in sorted(set(inks[finite])):
-        figure.add_heatmap(
+        draft.add(
+            "heatmap",
             name="written",
             z=np.where(inks == ink, 0.0, np.nan),
             text=np.where(inks == ink, texts, ""),  # plotly writes where z is missing, too
@@ -242,12 +243,13 @@ def _add_written(figure: go.Figure, values: np.ndarray, span: Limits, stops, the
         )
 
 
-def _add_missing(figure: go.Figure, shown: np.ndarray, theme: Theme) -> None:
+def _add_missing(draft: Draft, shown: np.ndarray, theme: Theme) -> None:
     """A pale patch with a cross for every cell without a value, so that none is taken for a zero."""
     missing = np.isnan(shown)
     if not missing.any():
         return
-    figure.add_heatmap(
+    draft.add(
+        "heatmap",
         name="no value",
         z=np.where(missing, 0.0, np.nan),
         colorscale=[[0, theme.missing], [1, theme.missing]],
@@ -258,7 +260,8 @@ def _add_missing(figure: go.Figure, shown: np.ndarray, theme: Theme) -> None:
     )
     if missing.sum() <= MOST_CROSSED:
         rows, cols = np.nonzero(missing)
-        figure.add_scatter(
+        draft.add(
+            "scatter",
             name="no value",
             x=cols.tolist(),
             y=rows.tolist(),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from kvviz.figures.draft import Draft
 from kvviz.figures.heatmap import PAGE_WIDTH, cells
 from kvviz.figures.labels import escape, number, x_ticks
 from kvviz.figures.theme import Theme
@@ -76,11 +77,12 @@ def per_layer_error(
         )
     count = lengths.pop()
     bar = 0.8 / len(errors)
-    figure = go.Figure()
+    draft = Draft(theme)
     for index, (part, series) in enumerate(errors.items()):
         values = np.asarray(series, dtype=np.float64)
         middle = np.arange(count) + (index - (len(errors) - 1) / 2) * bar
-        figure.add_bar(
+        draft.add(
+            "bar",
             name=escape(part),
             x=middle,
             y=values,
@@ -97,7 +99,8 @@ def per_layer_error(
             base = np.asarray(baseline[part], dtype=np.float64)
             # A tick as a line a bar wide: a marker has a size in pixels and would not fit bars of every width.
             gap = np.full(count, np.nan)
-            figure.add_scatter(
+            draft.add(
+                "scatter",
                 name=escape(baseline_name),
                 x=np.stack([middle - bar * 0.46, middle, middle + bar * 0.46, gap], axis=1).ravel(),
                 y=np.stack([base, base, base, gap], axis=1).ravel(),
@@ -121,8 +124,7 @@ def per_layer_error(
             | {"line": {"color": theme.accent, "width": 2}}
         )
     ticks, below = x_ticks([str(layer) for layer in range(count)], width - 70)
-    # Assigned whole: plotly's update methods check every entry several times.
-    figure.layout = theme.layout(
+    return draft.figure(
         height=270,
         margin={"l": 54, "r": 12, "t": 30, "b": below + 28},
         hovermode="closest",
@@ -139,4 +141,3 @@ def per_layer_error(
         ),
         yaxis={"title": {"text": escape(unit)}, "rangemode": "tozero", "fixedrange": True},
     )
-    return figure

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from kvviz.figures.draft import Draft
 from kvviz.figures.labels import escape, number, widest
-from kvviz.figures.theme import Theme, lay_out
+from kvviz.figures.theme import Theme
 
 
 def headline(
@@ -47,19 +47,17 @@ def headline(
     if high <= low:
         high = low + 1.0
     room = (high - low) * 0.34  # for the written value behind a full bar
-    figure = make_subplots(
-        rows=1,
-        cols=len(values),
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-        subplot_titles=[f"<b>{escape(part)}</b>" for part in values],
-    )
+    titles = [f"<b>{escape(part)}</b>" for part in values]
+    grid = {"rows": 1, "cols": len(values), "shared_yaxes": True, "horizontal_spacing": 0.03}
+    draft = Draft(theme, grid | {"subplot_titles": titles})
     lines: list[dict] = []
     for col, (part, row) in enumerate(values.items(), 1):
         color = theme.part(part) if part.lower() in ("k", "v", "q") else theme.student
         numbers = np.array([row.get(method, np.nan) for method in methods], dtype=np.float64)
         cut = np.clip(np.nan_to_num(numbers), low, high)
-        figure.add_bar(
+        draft.add(
+            "bar",
+            (1, col),
             name=escape(part),
             orientation="h",
             y=list(range(len(methods))),
@@ -79,10 +77,10 @@ def headline(
                 for method, v in zip(methods, numbers, strict=True)
             ],
             hovertemplate="%{hovertext}<extra></extra>",
-            row=1,
-            col=col,
         )
-        figure.add_scatter(
+        draft.add(
+            "scatter",
+            (1, col),
             name="written",
             mode="text",
             y=list(range(len(methods))),
@@ -95,8 +93,6 @@ def headline(
             },
             cliponaxis=False,
             hoverinfo="skip",
-            row=1,
-            col=col,
         )
         base = row.get(baseline, np.nan)
         if np.isfinite(base) and low <= base <= high:
@@ -106,15 +102,6 @@ def headline(
                 | {"y0": 0, "y1": 1, "line": {"color": theme.text, "width": 1, "dash": "dot"}}
             )
     left = widest(methods, 12) + 14
-    layout = theme.layout(
-        height=70 + 28 * len(methods) + 20,
-        margin={"l": left, "r": 10, "t": 26, "b": 44},
-        showlegend=False,
-        bargap=0.3,
-        hovermode="closest",
-        dragmode=False,
-        shapes=lines,
-    )
     scores: dict[str, Any] = {
         "range": [low - 0.02 * (high - low), high + room],
         "title": {"text": escape(unit), "standoff": 2},
@@ -134,8 +121,17 @@ def headline(
     }
     panels = ["", *(str(n) for n in range(2, len(values) + 1))]
     axes = {f"xaxis{n}": scores for n in panels} | {f"yaxis{n}": names for n in panels}
-    lay_out(figure, layout, axes, theme, titles={"font": {"size": 13, "color": theme.text}})
-    return figure
+    return draft.figure(
+        axes,
+        titles={"font": {"size": 13, "color": theme.text}},
+        height=70 + 28 * len(methods) + 20,
+        margin={"l": left, "r": 10, "t": 26, "b": 44},
+        showlegend=False,
+        bargap=0.3,
+        hovermode="closest",
+        dragmode=False,
+        shapes=lines,
+    )
 
 
 def _written(value: float, low: float, high: float) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
+from kvviz.figures.draft import Draft
 from kvviz.figures.labels import escape
 from kvviz.figures.theme import Theme, blend
 
@@ -41,7 +42,7 @@ def pipeline(stages: Sequence[Stage], *, theme: Theme, parts: Sequence[str] = ("
     """
     if not stages:
         raise ValueError("a pipeline needs at least one stage")
-    figure = go.Figure()
+    draft = Draft(theme)
     shapes: list[dict] = []
     texts: list[dict] = []
     colors = {"teacher": theme.teacher, "student": theme.student, "step": theme.muted}
@@ -88,7 +89,8 @@ def pipeline(stages: Sequence[Stage], *, theme: Theme, parts: Sequence[str] = ("
     for row, part in enumerate(parts):
         texts.append(_text(-0.5, row, f"<b>{part.upper()}</b>", 13, theme.part(part)) | {"xshift": -4})
 
-    figure.add_scatter(
+    draft.add(
+        "scatter",
         name="stages",
         x=[column for column in range(len(stages)) for _ in parts],
         y=[row for _ in stages for row in range(rows)],
@@ -98,8 +100,7 @@ def pipeline(stages: Sequence[Stage], *, theme: Theme, parts: Sequence[str] = ("
         hovertemplate="%{text}<extra></extra>",
     )
     hidden = {"visible": False, "fixedrange": True}
-    # Assigned whole: plotly's update methods check every entry several times.
-    figure.layout = theme.layout(
+    return draft.figure(
         height=58 + 64 * rows,
         margin={"l": 16, "r": 4, "t": 44, "b": 6},
         showlegend=False,
@@ -111,7 +112,6 @@ def pipeline(stages: Sequence[Stage], *, theme: Theme, parts: Sequence[str] = ("
         xaxis=dict(range=[-0.56, len(stages) - 0.56 + 0.02], **hidden),
         yaxis=dict(range=[rows - 0.5, -0.5], **hidden),
     )
-    return figure
 
 
 def _text(x: float, y: float, text: str, size: int, color: str) -> dict:

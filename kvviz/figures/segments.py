@@ -7,11 +7,11 @@ from itertools import groupby
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from kvviz.figures.draft import Draft
 from kvviz.figures.heatmap import color_bar
 from kvviz.figures.labels import escape, hover_tokens, label, token_axis, x_ticks, y_ticks
-from kvviz.figures.theme import Theme, lay_out, translucent
+from kvviz.figures.theme import Theme, translucent
 from kvviz.figures.tokens import ribbon_hover
 
 # Heights in the upper panel: the student's ribbon at the bottom, the teacher's on top, bands between them.
@@ -52,22 +52,28 @@ def ribbons(
             f"{count_t} teacher and {count_s} student tokens need a warp of shape ({count_s}, {count_t}) and {count_s} "
             f"stretches; got {weight.shape} and {stretch.shape}"
         )
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06)
+    draft = Draft(
+        theme,
+        {"rows": 2, "cols": 1, "shared_xaxes": True, "row_heights": [0.72, 0.28], "vertical_spacing": 0.06},
+    )
+    upper, lower = (1, 1), (2, 1)
 
     for trace in _bands(teacher_ids, student_ids, names, theme):
-        figure.add_trace(trace, row=1, col=1)
-    figure.add_trace(_threads(weight, theme), row=1, col=1)
+        draft.add("scatter", upper, **trace)
+    draft.add("scatter", upper, **_threads(weight, theme))
     sides = (
         ("teacher", teacher_tokens, teacher_ids, _TEACHER),
         ("student", student_tokens, student_ids, _STUDENT),
     )
     for side, tokens, ids, (low, high) in sides:
-        figure.add_trace(_ribbon(side, tokens, ids, names, low, high, theme), row=1, col=1)
+        draft.add("bar", upper, **_ribbon(side, tokens, ids, names, low, high, theme))
     for trace in _reading_marks(weight, teacher_tokens, theme):
-        figure.add_trace(trace, row=1, col=1)
+        draft.add("scatter", upper, **trace)
 
     middles = (np.arange(count_s) + 0.5) / max(count_s, 1)
-    figure.add_scatter(
+    draft.add(
+        "scatter",
+        lower,
         name="stretch",
         x=middles,
         y=stretch,
@@ -77,8 +83,6 @@ def ribbons(
         fillcolor=translucent(theme.student, 0.2),
         text=hover_tokens(student_tokens),
         hovertemplate="student token %{text}<br>stretch: <b>%{y:.2f}</b> teacher tokens for each student token<extra></extra>",
-        row=2,
-        col=1,
     )
     even = {"type": "line", "xref": "x2 domain", "x0": 0, "x1": 1, "yref": "y2", "y0": 1, "y1": 1} | {
         "line": {"color": theme.muted, "width": 1, "dash": "dot"}
@@ -92,7 +96,21 @@ def ribbons(
         | {"text": f"<b>{text}</b>", "showarrow": False, "font": {"size": 12, "color": color}}
         for y, anchor, shift, text, color in axis_text
     ]
-    layout = theme.layout(
+    ticks, _ = x_ticks([str(position) for position in range(count_s)], 620)
+    most = max(float(np.nanmax(stretch, initial=1.0)), 1.0)
+    bare = {"range": [0, 1], "showgrid": False, "zeroline": False, "fixedrange": True}
+    axes = {
+        "xaxis": bare | {"visible": False},
+        "xaxis2": bare
+        | ticks
+        | {"tickvals": [(n + 0.5) / max(count_s, 1) for n in ticks["tickvals"]]}
+        | {"title": {"text": "student token position"}},
+        "yaxis": {"visible": False, "range": [-0.12, 1.02], "fixedrange": True},
+        "yaxis2": {"title": {"text": "stretch<br>(teacher / student)"}, "range": [0, most * 1.1]}
+        | {"nticks": 4, "fixedrange": True},
+    }
+    return draft.figure(
+        axes,
         height=400,
         margin={"l": 54, "r": 12, "t": 30, "b": 44},
         bargap=0,
@@ -112,21 +130,6 @@ def ribbons(
         shapes=[even],
         annotations=notes,
     )
-    ticks, _ = x_ticks([str(position) for position in range(count_s)], 620)
-    most = max(float(np.nanmax(stretch, initial=1.0)), 1.0)
-    bare = {"range": [0, 1], "showgrid": False, "zeroline": False, "fixedrange": True}
-    axes = {
-        "xaxis": bare | {"visible": False},
-        "xaxis2": bare
-        | ticks
-        | {"tickvals": [(n + 0.5) / max(count_s, 1) for n in ticks["tickvals"]]}
-        | {"title": {"text": "student token position"}},
-        "yaxis": {"visible": False, "range": [-0.12, 1.02], "fixedrange": True},
-        "yaxis2": {"title": {"text": "stretch<br>(teacher / student)"}, "range": [0, most * 1.1]}
-        | {"nticks": 4, "fixedrange": True},
-    }
-    lay_out(figure, layout, axes, theme)
-    return figure
 
 
 def warp_heatmap(
@@ -150,8 +153,9 @@ def warp_heatmap(
     plot_height = min(max(rows * 12, 200), 560)
     y_axis, left = y_ticks(student_tokens, plot_height)
     x_axis, below = x_ticks(teacher_tokens, width - left - 130)
-    figure = go.Figure()
-    figure.add_heatmap(
+    draft = Draft(theme)
+    draft.add(
+        "heatmap",
         name="W",
         z=weight,
         zmin=0,
@@ -161,8 +165,7 @@ def warp_heatmap(
         hovertemplate="student token %{y}<br>teacher token %{x}<br>weight: <b>%{z:.3f}</b><extra></extra>",
     )
     bare = {"showgrid": False, "zeroline": False}
-    # Assigned whole: plotly's update methods check every entry several times.
-    figure.layout = theme.layout(
+    return draft.figure(
         height=plot_height + below + 40,
         margin={"l": left + 26, "r": 92, "t": 8, "b": below + 32},
         dragmode="pan",
@@ -179,7 +182,6 @@ def warp_heatmap(
             **bare,
         ),
     )
-    return figure
 
 
 def _runs(ids: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -217,56 +219,58 @@ def _bands(teacher_ids: Sequence[int], student_ids: Sequence[int], names: Sequen
         length_t = sum(end - start for start, end in here_t)
         length_s = sum(end - start for start, end in here_s)
         name = label(names[segment], 40) if segment < len(names) else f"segment {segment}"
-        yield go.Scatter(
-            name=name,
-            x=x[:-1],
-            y=y[:-1],
-            mode="lines",
-            line={"width": 0},
-            fill="toself",
-            fillcolor=translucent(theme.segment(segment), 0.35),
-            hoveron="fills",
-            text=f"{name}: {length_t} teacher → {length_s} student tokens",
-            hoverinfo="text",
-            showlegend=False,
-        )
+        yield {
+            "name": name,
+            "x": x[:-1],
+            "y": y[:-1],
+            "mode": "lines",
+            "line": {"width": 0},
+            "fill": "toself",
+            "fillcolor": translucent(theme.segment(segment), 0.35),
+            "hoveron": "fills",
+            "text": f"{name}: {length_t} teacher → {length_s} student tokens",
+            "hoverinfo": "text",
+            "showlegend": False,
+        }
 
 
-def _threads(weight: np.ndarray, theme: Theme) -> go.Scatter:
+def _threads(weight: np.ndarray, theme: Theme) -> dict:
     """One thin line for each student token that reads something, to the weighted middle of what it reads."""
     count_s, count_t = weight.shape
     total = weight.sum(axis=1)
     reads = np.flatnonzero(total > 0)
     middles = (weight[reads] @ (np.arange(count_t) + 0.5)) / total[reads] / max(count_t, 1)
     gap = np.full(len(reads), np.nan)
-    return go.Scatter(
-        name="reads",
-        x=np.stack([middles, (reads + 0.5) / max(count_s, 1), gap], axis=1).ravel(),
-        y=np.stack([np.full(len(reads), _TEACHER[0]), np.full(len(reads), _STUDENT[1]), gap], axis=1).ravel(),
-        mode="lines",
-        line={"color": translucent(theme.text, 0.28), "width": 0.8},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    return {
+        "name": "reads",
+        "x": np.stack([middles, (reads + 0.5) / max(count_s, 1), gap], axis=1).ravel(),
+        "y": np.stack(
+            [np.full(len(reads), _TEACHER[0]), np.full(len(reads), _STUDENT[1]), gap], axis=1
+        ).ravel(),
+        "mode": "lines",
+        "line": {"color": translucent(theme.text, 0.28), "width": 0.8},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
-def _ribbon(side, tokens, ids, names, low: float, high: float, theme: Theme) -> go.Bar:
+def _ribbon(side, tokens, ids, names, low: float, high: float, theme: Theme) -> dict:
     count = len(tokens)
-    return go.Bar(
-        name=side,
-        x=(np.arange(count) + 0.5) / max(count, 1),
-        y=np.full(count, high - low),
-        base=low,
-        width=1 / max(count, 1),
-        marker={
+    return {
+        "name": side,
+        "x": (np.arange(count) + 0.5) / max(count, 1),
+        "y": np.full(count, high - low),
+        "base": low,
+        "width": 1 / max(count, 1),
+        "marker": {
             "color": [theme.segment(int(segment)) for segment in ids],
             "line": {"color": theme.background, "width": 0.8 if count <= 300 else 0},
         },
-        customdata=[[side, position] for position in range(count)],
-        hovertext=[f"{side} {line}" for line in ribbon_hover(tokens, ids, names)],
-        hovertemplate="%{hovertext}<extra></extra>",
-        showlegend=False,
-    )
+        "customdata": [[side, position] for position in range(count)],
+        "hovertext": [f"{side} {line}" for line in ribbon_hover(tokens, ids, names)],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "showlegend": False,
+    }
 
 
 def _reading_marks(weight: np.ndarray, teacher_tokens: Sequence[str], theme: Theme):
@@ -280,12 +284,12 @@ def _reading_marks(weight: np.ndarray, teacher_tokens: Sequence[str], theme: The
     for name, which, symbol, color in marks:
         positions = np.flatnonzero(which)
         if len(positions):
-            yield go.Scatter(
-                name=f"{name} ({len(positions)})",
-                x=(positions + 0.5) / count_t,
-                y=np.full(len(positions), _TEACHER[0] - 0.035),
-                mode="markers",
-                marker={"symbol": symbol, "size": 6, "color": color},
-                text=[f"teacher token {lines[position]}<br>{escape(name)}" for position in positions],
-                hovertemplate="%{text}<extra></extra>",
-            )
+            yield {
+                "name": f"{name} ({len(positions)})",
+                "x": (positions + 0.5) / count_t,
+                "y": np.full(len(positions), _TEACHER[0] - 0.035),
+                "mode": "markers",
+                "marker": {"symbol": symbol, "size": 6, "color": color},
+                "text": [f"teacher token {lines[position]}<br>{escape(name)}" for position in positions],
+                "hovertemplate": "%{text}<extra></extra>",
+            }

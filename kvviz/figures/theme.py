@@ -7,10 +7,8 @@ is close to the page's background and grows away from it: on either page strong 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -209,25 +207,6 @@ def _template(theme: Theme) -> go.layout.Template:
             "legend": {"bgcolor": CLEAR, "font": {"size": 11, "color": theme.text}},
         }
     )
-
-
-def lay_out(
-    figure: go.Figure,
-    layout: Mapping[str, Any],
-    axes: Mapping[str, Mapping[str, Any]],
-    theme: Theme,
-    titles: Mapping[str, Any] | None = None,
-) -> None:
-    """Give a figure with subplots its layout in one go: plotly's update methods check every entry several times.
-
-    layout: of `Theme.layout`. axes: "xaxis", "yaxis2", … → what is added to each. titles: what is added
-    to those of subplots, by default the theme's font.
-    """
-    whole = figure.layout.to_plotly_json()
-    titles = titles or {"font": {"size": 12, "color": theme.text}, "yshift": -2}
-    written = [title | dict(titles) for title in whole.get("annotations", ())]
-    named = {name: whole.get(name, {}) | dict(entries) for name, entries in axes.items()}
-    figure.layout = whole | {"annotations": written} | named | dict(layout)
 
 
 def theme(dark: bool) -> Theme:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from kvviz.figures.draft import Draft
 from kvviz.figures.heatmap import color_bar, limits
 from kvviz.figures.labels import columns, escape, hover_tokens, label, number, visible, x_ticks
 from kvviz.figures.theme import MONO_FAMILY, Theme
@@ -70,8 +71,9 @@ def token_values(
     ]
     positions = [[position] for position in range(len(tokens))]
 
-    figure = go.Figure()
-    figure.add_bar(
+    draft = Draft(theme)
+    draft.add(
+        "bar",
         name="values",
         x=left + width / 2,
         y=share * depth,
@@ -87,7 +89,8 @@ def token_values(
         },
     )
     # Nothing to see but its colour bar.
-    figure.add_scatter(
+    draft.add(
+        "scatter",
         name="scale",
         x=[None],
         y=[None],
@@ -103,7 +106,8 @@ def token_values(
         hoverinfo="skip",
     )
     if flowing:
-        figure.add_scatter(
+        draft.add(
+            "scatter",
             name="text",
             x=left + width / 2,
             y=line + 0.2,
@@ -128,8 +132,7 @@ def token_values(
         ticks, below = x_ticks([str(position) for position in range(len(tokens))], 580)
         axis = {"range": [0, len(tokens)], "title": {"text": "token position"}, "showgrid": False, **ticks}
         height, below = 220 + below, below + 26
-    # Assigned whole: plotly's update methods check every entry several times.
-    figure.layout = theme.layout(
+    return draft.figure(
         height=height,
         margin={"l": 10, "r": 88, "t": 8, "b": below},
         showlegend=False,
@@ -139,7 +142,6 @@ def token_values(
         xaxis=dict(fixedrange=True, zeroline=False, **axis),
         yaxis={"visible": False, "range": [max(lines, 2 if flowing else 1), 0], "fixedrange": True},
     )
-    return figure
 
 
 def _flow(tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
