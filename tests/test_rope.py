@@ -160,7 +160,8 @@ def test_parts_of_a_rope():
     torch.testing.assert_close(rope.first(7).rotate(x[:, :, :, :7]), whole[:, :, :, :7])
     torch.testing.assert_close(rope.layer(2).rotate(x[:, 2:3]), whole[:, 2:3])
     torch.testing.assert_close(rope.sample(1).rotate(x[1:]), whole[1:])
-    assert not rope.alike and rope.layer(2).alike
+    assert not rope.alike
+    assert rope.layer(2).alike
     repeated = rope.layer(2).over(3).rotate(x[:, 2:3].expand(-1, 3, -1, -1, -1))
     torch.testing.assert_close(repeated, whole[:, 2:3].expand(-1, 3, -1, -1, -1))
     with pytest.raises(ValueError, match="different ways"):
