@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import streamlit as st
 from torch import Tensor
 
-from app import segmenting
+from app import segment_panel, segmenting
 from app.charts import chart, side_chart
 from app.components.canvas_heatmap import canvas_heatmap
 from app.controls import choice, keyed
 from app.page import Page, open_page, plain
 from app.reproduce import reproduce
+from app.segment_table import segment_table
 from app.segmenting import Edited
 from app.text import legend
 from app.view import Side, update
@@ -29,8 +29,6 @@ MOST_PLOTTED = 256 * 256  # Cells of W that plotly draws; the canvas takes more.
 MOST_DRAWN = 2048 * 2048
 MOST_NAMED = 24  # Teacher tokens named one by one.
 LONGEST = 8192  # The largest target length of a view.
-RATIO_TOP = 4.0
-EXCERPT = 90  # Characters of a segment shown in the table.
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +50,16 @@ def draw() -> None:
     _length(page)
     shown = _drawn(page)
     legend(page.reading.names, page.theme)
-    _ribbons(page, shown, found)
+    _ribbons(page, shown, found, found[side].shared[index])
     _tokens(page, shown)
     left, right = st.columns(2, gap="medium")
     with left.container(border=True):
-        _borders(page, found, side, index)
+        segment_panel.borders(page, found, side, index)
     with right.container(border=True):
-        _time(page, shown, found[side].shared[index])
+        segment_panel.time(page, shown.imagined, found[side].shared[index])
     _tables(page, shown, found)
     _matrix(page, shown)
     reproduce(page)
-
-
-# --- the picture ------------------------------------------------------------------------------------
 
 
 def _drawn(page: Page) -> Drawn:
@@ -129,7 +124,7 @@ def _length(page: Page) -> None:
         )
 
 
-def _ribbons(page: Page, shown: Drawn, found: dict[Side, Edited]) -> None:
+def _ribbons(page: Page, shown: Drawn, found: dict[Side, Edited], chosen: int) -> None:
     reading, warp = page.reading, shown.warp
     if warp.T_s * warp.T_t > MOST_DRAWN:
         st.info(
@@ -216,160 +211,6 @@ def _matrix(page: Page, shown: Drawn) -> None:
     )
 
 
-# --- one segment ------------------------------------------------------------------------------------
-
-
-def _borders(page: Page, found: dict[Side, Edited], side: Side, index: int) -> None:
-    """Choose a segment; rename it, move its border, cut it, merge it."""
-    edited = found[side]
-    segment, count = edited.segments[index], len(edited.segments)
-    st.markdown("##### Segment")
-    if len(found) > 1:
-        choice("segment_side", label="Whose text", place="segments.", also={"segment": 0})
-    st.selectbox(
-        "Segment",
-        range(count),
-        format_func=lambda i: f"{i + 1}. {edited.segments[i].name}",
-        label_visibility="collapsed",
-        **keyed("segment", index, place="segments."),
-    )
-    state = f"{side}.{index}.{page.view.segments}.{page.view.student_segments}"
-    key = "segments.name"
-    st.session_state[key] = segment.name
-    st.text_input(
-        "Name",
-        key=key,
-        max_chars=80,
-        on_change=lambda: segmenting.rename(found, side, index, st.session_state[key]),
-    )
-    _begin(found, side, index)
-    first, last = edited.first(index), edited.last(index)
-    can_cut = first is not None and last is not None and last > first
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
-    at = left.number_input(
-        "Cut at token",
-        min_value=(first or 0) + 1 if can_cut else 0,
-        max_value=last if can_cut else 0,
-        value=((first or 0) + (last or 0) + 1) // 2 if can_cut else 0,
-        disabled=not can_cut,
-        key=f"segments.cut.{state}",
-        help="The new segment begins with this token; it can be renamed and moved then.",
-    )
-    right.button(
-        "Add segment",
-        icon=":material/content_cut:",
-        disabled=not can_cut,
-        width="stretch",
-        on_click=lambda: segmenting.add(found, side, index, edited.character(int(at)), ""),
-    )
-    left, right = st.columns(2)
-    left.button(
-        "Merge with next" if index < count - 1 else "Merge with previous",
-        icon=":material/merge:",
-        disabled=count == 1,
-        width="stretch",
-        on_click=lambda: segmenting.merge(found, side, index),
-    )
-    right.button(
-        "Back to found",
-        icon=":material/restart_alt:",
-        disabled=not getattr(page.view, edited.field),
-        width="stretch",
-        on_click=lambda: segmenting.forget(found, side),
-        help="Back to the segments found in the text.",
-    )
-
-
-def _begin(found: dict[Side, Edited], side: Side, index: int) -> None:
-    """A slider for the border before a segment."""
-    edited = found[side]
-    before, last = edited.first(index - 1) if index else None, edited.last(index)
-    here = edited.first(index)
-    if index == 0:
-        st.caption("The first segment begins where the text begins.")
-        return
-    if before is None or here is None or last is None or before + 1 >= last:
-        st.caption("No room to move the border: the segment or the one before it is a token long.")
-        return
-    key = "segments.begin"
-    st.session_state[key] = here
-
-    def moved() -> None:
-        segmenting.move(found, side, index, edited.character(st.session_state[key]))
-
-    st.slider(
-        "Begins at token",
-        before + 1,
-        last,
-        key=key,
-        on_change=moved,
-        help="The segment before it ends there.",
-    )
-
-
-def _time(page: Page, shown: Drawn, shared: int) -> None:
-    """Alpha and ratio of the segments that share an id."""
-    config, name = page.inspection.config, page.reading.names[shared]
-    st.markdown("##### Its time")
-    st.caption(f"Applies to “\u2068{plain(name)}\u2069” on both sides.")
-    alphas, ratios = dict(config.alpha_map), dict(config.ratio_map)
-    text = not shown.imagined and (
-        config.time_method == "text" or (config.time_method == "auto" and page.reading.prompt.same_text)
-    )
-    st.slider(
-        "Alpha: 0 nearest … 1 linear",
-        0.0,
-        1.0,
-        step=0.05,
-        disabled=text,
-        help="How a student position between two teacher tokens reads them: the nearer one alone, or both by distance.",
-        **keyed(
-            "alpha_map",
-            float(alphas.get(shared, 1.0)),
-            lambda value: _with(alphas, shared, value),
-            place="segments.",
-        ),
-    )
-    if text:
-        st.caption(
-            "Alpha has no effect under the text method, which matches characters. Switch to interpolate inside each segment:"
-        )
-        st.button(
-            "Use the linear method", icon=":material/timeline:", on_click=lambda: update(time_method="linear")
-        )
-    elif config.time_method == "area":
-        st.caption("Under the area method alpha acts only where a segment is not compressed.")
-    ratio = float(ratios.get(shared, 1.0))
-    st.slider(
-        "Ratio: share of the target length",
-        0.0,
-        max(RATIO_TOP, ratio),
-        step=0.05,
-        disabled=not shown.imagined,
-        help="Relative to the segment's own length: 2 gives it twice the share of T_s that its tokens would.",
-        **keyed("ratio_map", ratio, lambda value: _with(ratios, shared, value), place="segments."),
-    )
-    if not shown.imagined:
-        st.caption(
-            "Ratios share out a target length. Now the student's own tokens set the lengths: ask “what if” above to use them."
-        )
-    if alphas or ratios:
-        st.button(
-            "Reset every alpha and ratio",
-            icon=":material/restart_alt:",
-            on_click=lambda: update(alpha_map=(), ratio_map=()),
-        )
-
-
-def _with(numbers: dict[int, float], shared: int, value: float) -> dict[int, float]:
-    """The numbers with one set; 1 is the default and is not kept."""
-    kept = {key: number for key, number in numbers.items() if key != shared}
-    return kept if value == 1.0 else kept | {shared: value}
-
-
-# --- tables -----------------------------------------------------------------------------------------
-
-
 def _tables(page: Page, shown: Drawn, found: dict[Side, Edited]) -> None:
     st.subheader("All segments", anchor=False)
     config, reading = page.inspection.config, page.reading
@@ -399,69 +240,7 @@ def _tables(page: Page, shown: Drawn, found: dict[Side, Edited]) -> None:
         },
     )
     for side, edited in found.items():
-        _editor(page, found, side, edited)
-
-
-def _editor(page: Page, found: dict[Side, Edited], side: Side, edited: Edited) -> None:
-    """The segments of one text as a table whose names and beginnings can be typed over."""
-    whose = "both models' text" if len(found) == 1 else f"the {side}'s text"
-    st.caption(f"Segments of {whose}. Double-click a name or a beginning to change it.")
-    # A new key after every edit, valid or not: the table is drawn afresh from the view.
-    edits = st.session_state.setdefault("segments.edits", 0)
-    key = f"segments.table.{side}.{edits}.{hash(edited.segments)}"
-
-    def typed() -> None:
-        st.session_state["segments.edits"] += 1
-        for row, cells in st.session_state[key]["edited_rows"].items():
-            for column, value in cells.items():
-                _type(found, side, int(row), column, value)
-
-    st.data_editor(
-        pd.DataFrame(
-            {
-                "name": [segment.name for segment in edited.segments],
-                "begins at token": [edited.first(i) for i in range(len(edited.segments))],
-                "begins at character": [segment.start for segment in edited.segments],
-                "kind": [segment.kind for segment in edited.segments],
-                "goes with": [page.reading.names[shared] for shared in edited.shared],
-                "text": [_excerpt(edited.text[segment.start : segment.end]) for segment in edited.segments],
-            }
-        ),
-        key=key,
-        on_change=typed,
-        hide_index=True,
-        num_rows="fixed",
-        width="stretch",
-        disabled=["kind", "goes with", "text"],
-        column_config={
-            "name": st.column_config.TextColumn(max_chars=80),
-            "begins at token": st.column_config.NumberColumn(min_value=0, step=1),
-            "begins at character": st.column_config.NumberColumn(min_value=0, step=1),
-        },
-    )
-
-
-def _excerpt(text: str) -> str:
-    """The beginning of a segment, on one line."""
-    # A segment may be 10 MB long: only what can be shown is looked at.
-    words = " ".join(text[: 4 * EXCERPT].split())
-    return words if len(words) <= EXCERPT else words[: EXCERPT - 1] + "…"
-
-
-def _type(found: dict[Side, Edited], side: Side, row: int, column: str, value: Any) -> None:
-    """One cell that a person typed over."""
-    if column == "name":
-        segmenting.rename(found, side, row, str(value or ""))
-        return
-    edited = found[side]
-    last = len(edited.tokens) - 1
-    if value is None:
-        character = -1
-    elif column == "begins at token":
-        character = edited.character(int(value)) if 0 <= int(value) <= last else -1
-    else:
-        character = int(value)
-    segmenting.move(found, side, row, character)
+        segment_table(page, found, side, edited)
 
 
 draw()

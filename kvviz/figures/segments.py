@@ -30,6 +30,7 @@ def ribbons(
     names: Sequence[str],
     *,
     theme: Theme,
+    chosen: int | None = None,
 ) -> go.Figure:
     """Two ribbons of tokens, equally wide, bands between corresponding segments, and the local stretch beneath.
 
@@ -38,7 +39,7 @@ def ribbons(
         student_tokens, student_ids: the same for the student, T_s each; equal ids correspond.
         warp_matrix: [T_s, T_t], how much of each teacher position a student position reads (rows sum to 1).
         stretch: [T_s], teacher tokens for each student token.
-        names: the segments' names.
+        names: the segments' names. chosen: the segment to frame on both ribbons.
 
     A thin line joins every student token to the middle of what it reads. Teacher tokens that nobody reads carry a cross,
     those that two or more student tokens read with at least half their weight a diamond. A click on a ribbon carries
@@ -127,7 +128,11 @@ def ribbons(
             "yanchor": "bottom",
             "entrywidth": 150,
         },
-        shapes=[even],
+        shapes=[
+            even,
+            *_frames(teacher_ids, _TEACHER, chosen, theme),
+            *_frames(student_ids, _STUDENT, chosen, theme),
+        ],
         annotations=notes,
     )
 
@@ -193,6 +198,17 @@ def _runs(ids: Sequence[int]) -> list[tuple[int, int, int]]:
             runs.append((segment, position, position + length))
         position += length
     return runs
+
+
+def _frames(ids: Sequence[int], height: tuple[float, float], chosen: int | None, theme: Theme) -> list[dict]:
+    """A frame round every run of the chosen segment on one ribbon."""
+    count = max(len(ids), 1)
+    return [
+        {"type": "rect", "xref": "x", "yref": "y", "x0": start / count, "x1": end / count}
+        | {"y0": height[0], "y1": height[1], "line": {"color": theme.accent, "width": 2}}
+        for segment, start, end in _runs(ids)
+        if segment == chosen
+    ]
 
 
 def _bands(teacher_ids: Sequence[int], student_ids: Sequence[int], names: Sequence[str], theme: Theme):

@@ -136,6 +136,17 @@ def test_ribbons_are_equally_wide_and_bands_join_equal_segments(theme) -> None:
     assert_escaped(figure)
 
 
+def test_the_chosen_segment_is_framed_on_both_ribbons(theme) -> None:
+    def frames(**changes) -> list[tuple]:
+        rectangles = [shape for shape in ribbons(theme, **changes).layout.shapes if shape.type == "rect"]
+        return [(shape.x0, shape.x1, shape.y1) for shape in rectangles]
+
+    assert frames() == []
+    assert frames(chosen=1) == [(2 / 6, 1.0, 1.0), (1 / 3, 1.0, 0.22)]
+    scattered = frames(chosen=1, teacher_ids=[1, 0, 1, 1, 0, 0])
+    assert scattered == [(0.0, 1 / 6, 1.0), (2 / 6, 4 / 6, 1.0), (1 / 3, 1.0, 0.22)]
+
+
 def test_ribbons_name_dropped_and_repeated_teacher_tokens(theme) -> None:
     figure = ribbons(theme)
     unread = trace(figure, "not read (2)")
