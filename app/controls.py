@@ -5,7 +5,8 @@ Options, titles and help of alignment fields come from `AlignmentConfig`, where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import streamlit as st
@@ -85,6 +86,14 @@ def dropdown(
 def switch(name: str, **kwargs: Any) -> None:
     """A toggle of a boolean field."""
     st.toggle(**describe(name), **keyed(name, value_of(name)), **kwargs)
+
+
+@contextmanager
+def folded(label: str, key: str, **kwargs: Any) -> Iterator[bool]:
+    """An expander, and whether it is open: what is made only then costs nothing while it is closed."""
+    box = st.expander(label, key=key, on_change="rerun", **kwargs)
+    with box:
+        yield bool(box.open)
 
 
 def _readable(option: str) -> str:

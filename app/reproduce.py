@@ -6,12 +6,15 @@ import shlex
 
 import streamlit as st
 
+from app.controls import folded
 from app.page import Page
 
 
 def reproduce(page: Page) -> None:
     """A closed expander at the foot of a page."""
-    with st.expander("Reproduce this outside the browser", icon=":material/terminal:"):
+    with folded("Reproduce this outside the browser", "reproduce", icon=":material/terminal:") as opened:
+        if not opened:
+            return
         left, right = st.columns(2)
         left.caption("Command")
         if page.view.inspects:

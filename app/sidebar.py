@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.controls import choice, dropdown, keyed, switch, value_of
+from app.controls import choice, dropdown, folded, keyed, switch, value_of
 from app.view import SPELLED_LIMIT, View, current, update
 from kvviz import bundled
 
@@ -77,7 +77,9 @@ def _alignment(view: View) -> None:
     # The edited matrix is made on the Layers page; here it can only be kept or left.
     strategies = ("uniform", "ratio", "skip", "cka") + (("custom",) if view.alignment.layer_matrix else ())
     dropdown("layer_mapping_strategy", strategies, disabled=held)
-    with st.expander("Key space, time, attention"):
+    with folded("Key space, time, attention", "sidebar.more") as opened:
+        if not opened:
+            return
         choice("key_space", disabled=held)
         choice("time_method")
         choice("attention_target")
@@ -96,7 +98,9 @@ def _pair(view: View) -> None:
     st.markdown("#### Pair")
     held = view.inspects
     for role in ("teacher", "student"):
-        with st.expander(f"{role.capitalize()}", expanded=not view.bundled and not held):
+        with folded(role.capitalize(), f"sidebar.{role}", expanded=not view.bundled and not held) as opened:
+            if not opened:
+                continue
             st.text_input(
                 f"{role.capitalize()}: Hugging Face id or folder",
                 max_chars=500,

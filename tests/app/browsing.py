@@ -10,6 +10,9 @@ MAIN = Path(__file__).resolve().parents[2] / "app" / "main.py"
 # The bundled pair is calibrated on the first page a test run opens.
 TIMEOUT = 300
 
+# What is made only while its expander is open.
+FOLDS = ("sidebar.more", "sidebar.teacher", "sidebar.student", "reproduce")
+
 # Alignment fields that each lead to another kind of projector or another space.
 MODES: list[dict[str, str]] = [
     {},
@@ -35,8 +38,10 @@ READINGS: list[dict[str, str]] = [
 
 
 def open_at(page: str, **address: object) -> AppTest:
-    """Run the app on `page` ("heads") with fields of the view in its address."""
+    """Run the app on `page` ("heads") with fields of the view in its address, and all that folds unfolded."""
     app = AppTest.from_file(str(MAIN), default_timeout=TIMEOUT)
+    for fold in FOLDS:
+        app.session_state[fold] = True
     for name, value in address.items():
         app.query_params[name] = str(value)
     app.switch_page(f"../pages/{page}.py")

@@ -8,7 +8,7 @@ import pytest
 
 from app import writing
 from kvviz.errors import PromptError
-from tests.app.browsing import MODES, READINGS, charts, notes, open_at, specs
+from tests.app.browsing import FOLDS, MODES, READINGS, charts, notes, open_at, specs
 
 
 def metric(app, label: str):
@@ -77,3 +77,16 @@ def test_a_prompt_that_leaves_no_room_is_explained(monkeypatch):
     assert not app.exception
     assert "no room to write" in notes(app)
     assert charts(app) == 2
+
+
+def test_what_is_folded_is_not_made_until_it_is_opened():
+    app = open_at("overview")
+    keys = {"control.key_space", "control.teacher", "control.student_dtype"}
+    assert {widget.key for widget in (*app.text_input, *app.selectbox, *app.button_group)} >= keys
+    commands = [code.value for code in app.code]
+    assert any(command.startswith("kvviz profile") for command in commands)
+    for fold in FOLDS:
+        app.session_state[fold] = False
+    app.run()
+    assert not keys & {widget.key for widget in (*app.text_input, *app.selectbox, *app.button_group)}
+    assert not app.code
