@@ -6,6 +6,7 @@ and importing torch and transformers then would be most of what they wait for.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import threading
@@ -16,8 +17,18 @@ from streamlit.web import cli
 
 def main() -> None:
     """Start the import, then the server."""
-    threading.Thread(target=importlib.import_module, args=("kvviz.inspection",), daemon=True).start()
+    threading.Thread(target=_import_engine, daemon=True).start()
     cli.main(["run", str(Path(__file__).with_name("main.py")), *sys.argv[1:]])
+
+
+def _import_engine() -> None:
+    # What an import makes stays: to look through it for garbage, then and at every later collection, is time for nothing.
+    gc.disable()
+    try:
+        importlib.import_module("kvviz.inspection")
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import plotly.graph_objects as go
 import streamlit as st
 
 from app.components.plotly_figure import plotly_figure
 from app.view import Side
-from kvviz.figures.runs import Chart
+
+if TYPE_CHECKING:  # It brings pandas, which the first picture need not wait for.
+    from kvviz.figures.runs import Chart
 
 
 def chart(figure: go.Figure, key: str) -> None:

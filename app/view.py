@@ -17,10 +17,10 @@ from app.recipe import PREFIX, Recipe
 from kvviz.align.aligner import Part
 from kvviz.config import AlignmentConfig, ConfigError, tolerant
 from kvviz.distill.arms import ARMS
+from kvviz.distill.metrics import Compared
 from kvviz.distill.run import Run, runs_root
 from kvviz.figures.canvas import Bend
 from kvviz.figures.labels import visible
-from kvviz.figures.runs import Compared
 from kvviz.pair import Device, Dtype, ModelSpec
 
 SPELLED_LIMIT = 4000  # Characters of a text that still fit into an address people can send around.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from app import resources
@@ -200,7 +199,7 @@ def _pair(page: Page) -> None:
                 if match
                 else "—"
             )
-    st.dataframe(pd.DataFrame(rows), width="stretch")
+    st.dataframe(rows, width="stretch")
     notes = [f"{model.name}: {model.rope_note}" for model in (page.teacher, page.student) if model.rope_note]
     for note in notes:
         st.caption(f"Keys are not un-rotated: {note}")

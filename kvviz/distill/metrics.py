@@ -8,11 +8,32 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kvviz.distill.problems import RunGone, gone_if_missing
 
 FILE = "metrics.jsonl"
+# Metrics by which runs can be compared.
+Compared = Literal[
+    "accuracy",
+    "loss",
+    "eval_loss",
+    "ce_loss",
+    "eval_ce_loss",
+    "kd_loss",
+    "k_loss",
+    "eval_k_loss",
+    "v_loss",
+    "eval_v_loss",
+    "attn_loss",
+    "eval_attn_loss",
+    "k_r2",
+    "v_r2",
+    "k_spread",
+    "v_spread",
+    "learning_rate",
+    "grad_norm",
+]
 
 
 def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:

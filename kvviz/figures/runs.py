@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from kvviz.distill.metrics import Compared
 from kvviz.figures.theme import FONT_FAMILY, Theme
 
 Row = Mapping[str, Any]
@@ -148,26 +149,6 @@ PANELS: tuple[Panel, ...] = (
 )
 BY_KEY = {panel.key: panel for panel in PANELS}
 
-Compared = Literal[
-    "accuracy",
-    "loss",
-    "eval_loss",
-    "ce_loss",
-    "eval_ce_loss",
-    "kd_loss",
-    "k_loss",
-    "eval_k_loss",
-    "v_loss",
-    "eval_v_loss",
-    "attn_loss",
-    "eval_attn_loss",
-    "k_r2",
-    "v_r2",
-    "k_spread",
-    "v_spread",
-    "learning_rate",
-    "grad_norm",
-]
 # What several runs can be compared by, one curve each: its name, its unit, the metrics of its interval.
 COMPARED: dict[Compared, tuple[str, str, tuple[str, str] | None]] = {
     "accuracy": ("Exact match, held-out", "share right", ("accuracy_low", "accuracy_high")),
