@@ -16,12 +16,14 @@ app: $(VENV)/.app
 
 test: lint test-unit test-browser
 
-# Two at a time, a file each: a test computes on one core. The browser has the machine to itself.
+# Two at a time, a file each: a test computes on one core.
+ONE_CORE_EACH := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test-unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/browser -n 2 --dist loadfile
+	$(ONE_CORE_EACH) tests --ignore tests/browser
 
 test-browser: $(VENV)/.dev chromium
-	$(BIN)/python -m pytest tests/browser
+	$(ONE_CORE_EACH) tests/browser
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

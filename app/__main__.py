@@ -6,13 +6,14 @@ and importing torch and transformers then would be most of what they wait for.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import sys
 import threading
 from pathlib import Path
 
 from streamlit.web import cli
+
+from kvviz.importing import uncollected
 
 
 def main() -> None:
@@ -22,13 +23,8 @@ def main() -> None:
 
 
 def _import_engine() -> None:
-    # What an import makes stays: to look through it for garbage, then and at every later collection, is time for nothing.
-    gc.disable()
-    try:
+    with uncollected():
         importlib.import_module("kvviz.inspection")
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from kvviz.distill.ranks import Ranks
 from kvviz.distill.run import Run, runs_root
 from kvviz.distill.supervise import claim, fail, supervise
 from kvviz.errors import ExplainedError, sentence
+from kvviz.importing import uncollected
 
 
 def add(commands: Any) -> None:
@@ -117,7 +118,8 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _checked(config: DistillConfig) -> DistillConfig:
     """The configuration, once its data can be read."""
-    from kvviz.distill.data import load_data
+    with uncollected():
+        from kvviz.distill.data import load_data
 
     load_data(config)
     return config
@@ -136,8 +138,9 @@ def _folder(wanted: Path | None, config: DistillConfig) -> Run:
 
 
 def _trial(config: DistillConfig) -> int:
-    from kvviz.align.calibrate import CalibrationError
-    from kvviz.distill.trial import trial
+    with uncollected():
+        from kvviz.align.calibrate import CalibrationError
+        from kvviz.distill.trial import trial
 
     try:
         print(json.dumps(trial(_checked(config)), indent=2))
@@ -148,6 +151,7 @@ def _trial(config: DistillConfig) -> int:
 
 def _work(run: Run) -> Literal["finished", "stopped"]:
     # Imported only here: a run that waits for its device should not hold torch in memory.
-    from kvviz.distill.worker import work
+    with uncollected():
+        from kvviz.distill.worker import work
 
     return work(run)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kvviz.config import AlignmentConfig, ConfigError
+from kvviz.importing import uncollected
 from kvviz.spec import Device, Dtype, ModelSpec
 
 
@@ -71,12 +72,13 @@ def alignment_of(options: argparse.Namespace) -> AlignmentConfig:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    from transformers.utils import logging as transformers_logging
+    with uncollected():
+        from transformers.utils import logging as transformers_logging
 
-    from kvviz.align.calibrate import CalibrationError
-    from kvviz.inspection import Prompt
-    from kvviz.pair import load_model
-    from kvviz.profile import as_table, profile_alignment
+        from kvviz.align.calibrate import CalibrationError
+        from kvviz.inspection import Prompt
+        from kvviz.pair import load_model
+        from kvviz.profile import as_table, profile_alignment
 
     transformers_logging.disable_progress_bar()
     config = alignment_of(options)

@@ -135,7 +135,7 @@ class Visitor:
         # A run begins a moment after a click: only a state that lasts counts as ready.
         for _ in range(3):
             self.page.wait_for_function(READY, timeout=240_000)
-            self.page.wait_for_timeout(250)
+            self.page.wait_for_timeout(200)
         self.page.wait_for_function(READY, timeout=240_000)
         assert self.page.get_by_text("This app has encountered an error").count() == 0
         assert self.page.get_by_test_id("stException").count() == 0
@@ -227,7 +227,8 @@ class Visitor:
         tall = self.page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
         width = self.page.viewport_size["width"]
         self.page.set_viewport_size({"width": width, "height": min(int(tall) + 20, 6000)})
-        self.page.wait_for_timeout(700)
+        self.page.wait_for_timeout(300)
+        self.page.wait_for_function(READY)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_a_matrix_is_launched_and_its_table_fills(visitor, matrices):
     assert "| flat, trained along | 0 |" in Path(download.value.path()).read_text()
     # Another tab, another time: the address is enough.
     page.reload()
-    visitor.ready()
+    page.locator("table").first.locator("tr").nth(2).wait_for()
     assert cells(visitor, 1) == flat
     visitor.keyed("matrix").get_by_role("link", name="finished").nth(1).click()
     page.get_by_role("heading", name="Runs", level=1).wait_for()
