@@ -141,6 +141,7 @@ def _ribbons(page: Page, shown: Drawn, found: dict[Side, Edited], chosen: int) -
         warp.stretch()[0].numpy(),
         [reading.names.get(i, f"segment {i}") for i in range(max(reading.names) + 1)],
         theme=page.theme,
+        chosen=chosen,
     )
 
     side_chart(figure, "segments.ribbons", lambda side, position: _select(shown, found, side, position))

@@ -197,3 +197,14 @@ def test_numbers_out_of_range_are_clamped():
     assert not app.exception
     length = named(app.slider, "Target length T_s, positions")
     assert length.value == length.max
+
+
+def test_the_segment_at_hand_is_framed_on_the_ribbons():
+    def frames(**query: str) -> list[float]:
+        shapes = ribbons(segments_page(**query))["layout"]["shapes"]
+        return [shape["x0"] for shape in shapes if shape["type"] == "rect"]
+
+    first, second = frames(), frames(segment="1")
+    assert len(first) == len(second) == 2
+    assert first == [0, 0]
+    assert all(0 < x < 1 for x in second)
