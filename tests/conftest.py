@@ -1,12 +1,17 @@
 """What every test runs under."""
 
+import os
+
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Calibrations and runs go to folders of this run, never to the user's."""
+    """Calibrations and runs go to folders of this run, never to the user's; workers share what is calibrated."""
+    cache = tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        cache = tmp_path_factory.getbasetemp().parent / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("cache", "runs"):
-            patch.setenv(f"KVVIZ_{name.upper()}", str(tmp_path_factory.mktemp(name)))
+        patch.setenv("KVVIZ_CACHE", str(cache))
+        patch.setenv("KVVIZ_RUNS", str(tmp_path_factory.mktemp("runs")))
         yield
