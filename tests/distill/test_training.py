@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,11 +170,11 @@ def test_killed_at_random_and_resumed_it_ends_the_same(undisturbed, tmp_path):
 
 
 def test_a_checkpoint_cut_short_is_not_gone_on_from(undisturbed, tmp_path):
-    run = prepared(tmp_path / "cut", steps=4)
-    finish(run)
-    (run.checkpoint(4) / "complete").unlink()
-    (run.checkpoint(4) / "model.safetensors").write_bytes(b"half")
-    assert run.checkpoints() == [3]
+    run = Run(shutil.copytree(undisturbed.folder, tmp_path / "cut"))
+    (run.checkpoint(8) / "complete").unlink()
+    (run.checkpoint(8) / "model.safetensors").write_bytes(b"half")
+    assert run.checkpoints() == [3, 6]
+    assert run.latest_checkpoint() == run.checkpoint(6)
 
 
 def test_a_stop_ends_on_a_checkpoint_and_resume_goes_on(undisturbed, tmp_path):
