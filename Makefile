@@ -16,8 +16,8 @@ app: $(VENV)/.app
 
 test: lint test-unit test-browser
 
-# Two at a time, a file each: a test computes on one core.
-ONE_CORE_EACH := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two at a time, a file each and in order, the long ones in the middle: a test computes on one core.
+ONE_CORE_EACH := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-unit: $(VENV)/.dev
 	$(ONE_CORE_EACH) tests --ignore tests/browser

@@ -120,6 +120,7 @@ class Visitor:
 
     def follow(self, link: str) -> Page:
         """Open an address as it is."""
+        self.page.bring_to_front()  # a tab behind another draws once a second
         self.page.goto(link)
         return self.ready()
 

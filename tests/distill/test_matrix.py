@@ -152,7 +152,8 @@ def test_a_stop_without_a_queue_reaches_the_runs(matrix):
     made = matrix(pace=0.1, steps=1000)
     launch_matrix(made)
     (cell,) = until(lambda: alive(made))
-    until(lambda: cell.state.pid)  # A queue that dies between a run's folder and its process leaves nobody to stop.
+    # A queue that dies between a run's folder and its process leaves nobody to stop.
+    until(lambda: cell.state.pid)
     psutil.Process(made.state().pid).kill()
     until(lambda: made.state().status == "lost")
     stop_matrix(made)
