@@ -216,6 +216,21 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> list[str]:
     return list(names)
 
 
+def _short(value: float) -> str:
+    """A number as it fits into a cell: two decimals, of a large one none, of a huge one its size."""
+    size = abs(value)
+    short = (
+        "0"
+        if value == 0
+        else f"{value:.2f}"
+        if size < 100
+        else f"{value:.0f}"
+        if size < 1e4
+        else f"{value:.1e}"
+    )
+    return short.replace("-", "−")
+
+
 def _add_written(draft: Draft, values: np.ndarray, span: Limits, stops, theme: Theme) -> None:
     """Each value in its cell, black or white, whichever is easier to read on the cell's colour.
 
@@ -226,8 +241,7 @@ def _add_written(draft: Draft, values: np.ndarray, span: Limits, stops, theme: T
     inks = np.full(values.shape, "", dtype=object)
     for row, col in np.argwhere(finite):
         value = float(values[row, col])
-        short = "0" if value == 0 else f"{value:.2f}" if abs(value) < 100 else f"{value:.2g}"
-        texts[row, col] = short.replace("-", "−")
+        texts[row, col] = _short(value)
         inks[row, col] = readable_on(theme.color_at((value - span.low) / (span.high - span.low), stops))
     for ink in sorted(set(inks[finite])):
         draft.add(

@@ -123,7 +123,7 @@ def test_a_selection_outside_the_grid_is_not_drawn(theme) -> None:
 def test_values_are_written_where_there_is_room(theme) -> None:
     small = cells(np.array([[0.5, 0.0], [np.nan, -123.4]]), theme=theme, **NAMES)
     written = {t for one in small.data if one.name == "written" for t in np.asarray(one.text).ravel()}
-    assert written == {"0.50", "0", "", "−1.2e+02"}
+    assert written == {"0.50", "0", "", "−123"}
     layers = [np.asarray(one.text) != "" for one in small.data if one.name == "written"]
     assert sum(layer.astype(int) for layer in layers).tolist() == [
         [1, 1],
@@ -165,3 +165,9 @@ def test_wrong_numbers_of_names_are_refused(theme) -> None:
         cells(values(2, 2), theme=theme, row_names=["a"], **NAMES)
     with pytest.raises(ValueError, match="hover"):
         cells(values(2, 2), theme=theme, hover=[["a", "b"]], **NAMES)
+
+
+def test_large_values_are_written_short(theme) -> None:
+    figure = cells(np.array([[99.994, 123.4], [9876.5, -123456.0]]), theme=theme, **NAMES)
+    written = {t for one in figure.data if one.name == "written" for t in np.asarray(one.text).ravel()}
+    assert written == {"", "99.99", "123", "9876", "−1.2e+05"}
