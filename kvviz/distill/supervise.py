@@ -106,7 +106,7 @@ def supervise(run: Run, work: Work, *, uses_device: bool = True) -> int:
                 result = work(run)
                 if errors := rank_errors(run.folder):
                     raise RunError("Another rank failed.", "\n".join(errors), "See log.txt.")
-                run.write_status(result, message=_end(run, result))
+                run.write_status(result, message=_end(run, trains=uses_device) if result == "stopped" else "")
                 return 0
             finally:
                 slot.release()
@@ -185,10 +185,13 @@ def _print(error: BaseException) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _end(run: Run, result: str) -> str:
+def _end(run: Run, *, trains: bool) -> str:
+    """What a process that was asked to stop says last."""
+    if not trains:
+        return "Stopped as asked. Resume goes on with the runs that are not finished."
     last = run.checkpoints()
     kept = f"Its last checkpoint is of step {last[-1]}." if last else "It has no checkpoint."
-    return f"Stopped as asked. {kept}" if result == "stopped" else ""
+    return f"Stopped as asked. {kept}"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import plotly.graph_objects as go
@@ -56,11 +57,10 @@ class Draft:
 def _grid(**options: Any) -> tuple[dict[str, Any], dict[tuple[int, int], dict[str, str]]]:
     """The layout of a grid of subplots, and the axes of each place."""
     grid = make_subplots(**{name: _listed(value) for name, value in options.items()})
-    places = {
-        (row, col): {axis: grid.get_subplot(row, col)[index].plotly_name.replace("axis", "") for index, axis in enumerate(("xaxis", "yaxis"))}
-        for row in range(1, options["rows"] + 1)
-        for col in range(1, options["cols"] + 1)
-    }  # fmt: skip
+    places = {}
+    for row, col in product(range(1, options["rows"] + 1), range(1, options["cols"] + 1)):
+        x, y = (axis.plotly_name.replace("axis", "") for axis in grid.get_subplot(row, col))
+        places[row, col] = {"xaxis": x, "yaxis": y}
     layout = grid.layout.to_plotly_json()
     layout.pop("template", None)
     return layout, places

@@ -121,6 +121,7 @@ def test_a_stop_ends_the_run_that_lives_and_begins_no_other(matrix, monkeypatch)
     stop_matrix(made)
     assert made.state().status in ("stopping", "stopped")
     assert ended(made).status == "stopped"
+    assert "checkpoint" not in made.state().message, "a queue has none"
     assert cell.state.status == "stopped"
     assert cell.run.checkpoints()[-1] == cell.state.step
     rest = {name: status for name, status in statuses(made).items() if name != cell.run.name}
