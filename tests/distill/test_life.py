@@ -19,6 +19,14 @@ from kvviz.distill.supervise import claim
 from tests.distill.conftest import FAKE, HOME, PATIENCE, kill, status, until
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's background job is started deaf to SIGINT, and so is whatever it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def steps(run):
     return [row["step"] for row in run.metrics()]
 
@@ -86,7 +94,7 @@ def test_a_firm_stop_ends_what_heeds_nothing(start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_asks_and_a_second_one_ends_at_once(start, number):
+def test_a_signal_asks_and_a_second_one_ends_at_once(start, interruptible, number):
     polite = start(pace=0.05, steps=2000)
     os.kill(status(polite, "running").pid, number)
     assert ended(polite).status == "stopped"
