@@ -16,14 +16,14 @@ app: $(VENV)/.app
 
 test: lint test-unit test-browser
 
-# Two at a time, a file each and in order, the long ones in the middle: a test computes on one core.
-ONE_CORE_EACH := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two at a time: a test computes on one core. Files of unit tests stay whole, what a file makes once is costly.
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-unit: $(VENV)/.dev
-	$(ONE_CORE_EACH) tests --ignore tests/browser
+	$(TWO) --dist loadfile --no-loadscope-reorder tests --ignore tests/browser
 
 test-browser: $(VENV)/.dev chromium
-	$(ONE_CORE_EACH) tests/browser
+	$(TWO) --dist worksteal tests/browser
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
