@@ -139,7 +139,8 @@ def collapsing(now: Mapping[str, float], start: Mapping[str, float]) -> list[str
         if after < SPREAD_WARNING * before:
             warnings.append(
                 f"The spread of the student's {name} fell to {after / before:.0%} of its start: a loss between caches "
-                "can be made small by making the cache small. Freeze the aligner, or lower its weights."
+                "can be made small by making the cache small. Lower the weights of the K, V and attention losses or the "
+                "learning rate; freeze the aligner if it is trained along."
             )
     return warnings
 

@@ -157,8 +157,9 @@ class DistillTrainer(Trainer):
             self.start = found
             if self.is_world_process_zero():
                 self.take_snapshot()
-        for warning in collapsing(found, self.start):
-            print(f"warning: step {self.state.global_step}: {warning}", flush=True)
+        if self.is_world_process_zero():
+            for warning in collapsing(found, self.start):
+                print(f"warning: step {self.state.global_step}: {warning}", flush=True)
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
