@@ -6,11 +6,15 @@ number into its first digit. The student's is small: it cuts many words in two o
 reads the same text in more tokens.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Role = Literal["teacher", "student"]
 VOCAB_SIZE = {"teacher": 1024, "student": 640}
@@ -26,6 +30,9 @@ def build_tokenizer(role: Role, texts: Iterable[str], max_length: int) -> PreTra
         texts: what to learn the merges on.
         max_length: most positions of the model it belongs to.
     """
+    # Who only wants the problems, as a command that checks its data, does not wait for this import.
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -118,8 +118,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _checked(config: DistillConfig) -> DistillConfig:
     """The configuration, once its data can be read."""
-    with uncollected():
-        from kvviz.distill.data import load_data
+    from kvviz.distill.data import load_data
 
     load_data(config)
     return config
