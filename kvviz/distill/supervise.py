@@ -106,7 +106,8 @@ def supervise(run: Run, work: Work, *, uses_device: bool = True) -> int:
                 result = work(run)
                 if errors := rank_errors(run.folder):
                     raise RunError("Another rank failed.", "\n".join(errors), "See log.txt.")
-                run.write_status(result, message=_end(run, trains=uses_device) if result == "stopped" else "")
+                stopped = result == "stopped"
+                run.write_status(result, message=_last_words(run, trains=uses_device) if stopped else "")
                 return 0
             finally:
                 slot.release()
@@ -185,7 +186,7 @@ def _print(error: BaseException) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _end(run: Run, *, trains: bool) -> str:
+def _last_words(run: Run, *, trains: bool) -> str:
     """What a process that was asked to stop says last."""
     if not trains:
         return "Stopped as asked. Resume goes on with the runs that are not finished."

@@ -218,17 +218,11 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> list[str]:
 
 def _short(value: float) -> str:
     """A number as it fits into a cell: two decimals, of a large one none, of a huge one its size."""
+    if value == 0:
+        return "0"
     size = abs(value)
-    short = (
-        "0"
-        if value == 0
-        else f"{value:.2f}"
-        if size < 100
-        else f"{value:.0f}"
-        if size < 1e4
-        else f"{value:.1e}"
-    )
-    return short.replace("-", "−")
+    digits = ".2f" if size < 100 else ".0f" if size < 1e4 else ".1e"
+    return f"{value:{digits}}".replace("-", "−")
 
 
 def _add_written(draft: Draft, values: np.ndarray, span: Limits, stops, theme: Theme) -> None:
